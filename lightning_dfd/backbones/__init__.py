@@ -1,0 +1,6 @@
+from lightning_dfd.backbones.base import Backbone
+from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
+from lightning_dfd.backbones.registry import BACKBONES, backbone_from_pretrained
+from lightning_dfd.backbones.wan import WanBackbone
+
+__all__ = ["BACKBONES", "Backbone", "CogVideoXBackbone", "WanBackbone", "backbone_from_pretrained"]

@@ -1,0 +1,231 @@
+"""What a family of diffusers video pipelines has to say for itself: a handful of short methods.
+
+Axis legend: B batch, C channels, F frames, H height, W width; f, h, w the same in latents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
+from torch import Tensor, nn
+
+from lightning_dfd.noise import NoiseSchedule, schedule_from_config
+from lightning_dfd.types import Conditioning, SampleKind, VideoSize
+
+ENCODERS = ("vae", "text_encoder", "tokenizer")
+
+
+class Backbone(ABC):
+    """One teacher pipeline, seen as the few things that distillation needs of it.
+
+    It holds no trainable state. `load_transformer` loads the network alone; VAE and text encoder are loaded on
+    first use, so that a run on cached latents never touches them. A new family overrides the abstract methods
+    (about 40 lines) and is named in a recipe by `model.backbone: my_package.MyBackbone`.
+
+    Args:
+        source: hub id or folder of a whole diffusers pipeline.
+        dtype: precision in which the frozen weights are loaded.
+        max_sequence_length: text tokens per prompt; None for what the pipeline's call uses by itself.
+    """
+
+    lora_targets: ClassVar[tuple[str, ...]]  # names of the linear layers that LoRA adapts
+    default_text_length: ClassVar[int]  # what the pipeline's call uses when it is told nothing
+
+    def __init__(
+        self, source: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None
+    ) -> None:
+        self.source = str(source)
+        self.dtype = dtype
+        self.device = torch.device("cpu")
+        self.max_sequence_length = max_sequence_length or self.default_text_length
+
+    # ---- what a family says -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def compression(self) -> tuple[int, int]:
+        """(temporal, spatial) compression of the VAE."""
+
+    @abstractmethod
+    def latent_shape(self, size: VideoSize) -> tuple[int, ...]:
+        """Shape of one clip's latents, without the batch axis, in the network's layout."""
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """The conditioning of B prompts, as the pipeline's own call makes it."""
+
+    @abstractmethod
+    def normalise(self, latents: Tensor) -> Tensor:
+        """From the VAE's latents [B, C, f, h, w] to what the network sees, in its layout."""
+
+    @abstractmethod
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """The inverse of `normalise`."""
+
+    @abstractmethod
+    def call(self, transformer: nn.Module, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
+        """One network call, as the pipeline makes it: x_t [B, ...], timestep [B]; returns the raw output."""
+
+    @abstractmethod
+    def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
+        """The stock scheduler with which `pipe(prompt, num_inference_steps=len(steps), guidance_scale=1)`
+        samples at exactly these times. Raises ValueError where no stock scheduler does."""
+
+    # ---- what follows from it -----------------------------------------------------------------------------
+
+    def x0(self, transformer: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """The network's estimate of the clean latents, float32: x_t [B, ...] float32, t [B] in [0, 1]."""
+        output = self.call(transformer, x_t, self.schedule.timestep(t), cond)
+        return self.schedule.to_x0(output.float(), x_t, t)
+
+    @torch.no_grad()
+    def encode_videos(self, videos: Tensor) -> Tensor:
+        """Latents as the network sees them, float32, of videos [B, C, F, H, W] in [-1, 1].
+
+        The mean of the VAE's posterior, so that a cache does not depend on a draw.
+        """
+        vae = self.encoders.vae
+        latents = vae.encode(videos.to(self.device, vae.dtype)).latent_dist.mode()
+        return self.normalise(latents.float())
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Videos [B, C, F, H, W] in [-1, 1], float32."""
+        vae = self.encoders.vae
+        frames: Tensor = vae.decode(self.denormalise(latents.to(self.device).float()).to(vae.dtype)).sample
+        return frames.float().clamp(-1.0, 1.0)
+
+    @cached_property
+    def schedule(self) -> NoiseSchedule:
+        return schedule_from_config(self.scheduler_config)
+
+    @cached_property
+    def scheduler_config(self) -> Mapping[str, Any]:
+        return read_config(DDIMScheduler, self.source, "scheduler")
+
+    @cached_property
+    def vae_config(self) -> Mapping[str, Any]:
+        return read_config(AutoencoderKL, self.source, "vae")
+
+    @cached_property
+    def transformer_config(self) -> Mapping[str, Any]:
+        return read_config(AutoencoderKL, self.source, "transformer")
+
+    def load_transformer(self) -> nn.Module:
+        """The teacher's network, frozen and in evaluation mode. VAE and text encoder are not loaded."""
+        pipe = load_pipeline(self.source, self.dtype, **dict.fromkeys(ENCODERS))
+        transformer: nn.Module = pipe.transformer
+        return transformer.eval().requires_grad_(False)
+
+    @cached_property
+    def encoders(self) -> Any:
+        """The pipeline with VAE, text encoder and tokenizer but without the transformer."""
+        pipe = load_pipeline(self.source, self.dtype, transformer=None)
+        for module in (pipe.vae, pipe.text_encoder):
+            module.eval().requires_grad_(False).to(self.device)
+        return pipe
+
+    def to(self, device: torch.device) -> None:
+        """Where the encoders run, now or once they are loaded."""
+        self.device = device
+        if "encoders" in self.__dict__:
+            self.encoders.to(device)
+
+    def check_size(self, size: VideoSize) -> None:
+        """Raise ValueError, naming the nearest size that works, for one that does not divide evenly."""
+        temporal, spatial = self.compression()
+        patch = self.transformer_config["patch_size"]
+        multiple = spatial * (patch if isinstance(patch, int) else patch[-1])
+        nearest = VideoSize(
+            frames=round((size.frames - 1) / temporal) * temporal + 1,
+            height=max(1, round(size.height / multiple)) * multiple,
+            width=max(1, round(size.width / multiple)) * multiple,
+        )
+        if nearest != size:
+            raise ValueError(
+                f"{size} does not fit {self.source}: frames must be {temporal}k + 1 and both sides multiples of "
+                f"{multiple}; the nearest is {nearest} (data.frames, data.height, data.width)"
+            )
+
+    def identity(self) -> dict[str, str]:
+        """What decides latents and embeddings, so that a cache can be refused for another teacher.
+
+        Configurations are compared by hash. Weights are told apart by a digest of the ends of their files for a
+        folder, and by the id for a hub repository.
+        """
+        identity = {
+            "pipeline": str(pipeline_class_name(self.source)),
+            "vae": _digest(_without_private(self.vae_config)),
+            "text_encoder": _digest(_without_private(read_config(AutoencoderKL, self.source, "text_encoder"))),
+            "text_length": str(self.max_sequence_length),
+        }
+        folder = Path(self.source)
+        if folder.is_dir():
+            identity["weights"] = _digest_weights([folder / "vae", folder / "text_encoder"])
+        else:
+            identity["weights"] = f"hub:{self.source}"
+        return identity
+
+
+def load_pipeline(source: str, dtype: torch.dtype, **components: Any) -> Any:
+    """`DiffusionPipeline.from_pretrained`, which neither downloads nor loads components that are given (as None)."""
+    try:
+        return DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, **components)
+    except OSError as error:
+        raise teacher_not_found(source, error) from error
+
+
+def read_config(reader: Any, source: str, folder: str) -> dict[str, Any]:
+    """The JSON config of one component of a pipeline; `reader` is any diffusers class with its file name."""
+    try:
+        config: dict[str, Any] = reader.load_config(source, subfolder=folder)
+    except OSError as error:
+        raise teacher_not_found(f"{source}, {folder}", error) from error
+    return config
+
+
+def pipeline_class_name(source: str) -> str:
+    """The `_class_name` in a pipeline's model_index.json."""
+    try:
+        return str(DiffusionPipeline.load_config(source)["_class_name"])
+    except OSError as error:
+        raise teacher_not_found(source, error) from error
+
+
+def teacher_not_found(source: str, error: OSError) -> FileNotFoundError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return FileNotFoundError(
+        f"no diffusers pipeline could be read from {source!r}: {reason} "
+        "Give a folder written by save_pretrained, or a hub id that this machine can reach "
+        "(download it first with: hf download <id>)."
+    )
+
+
+def _without_private(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config less the keys that say where and by which version it was written."""
+    written = ("transformers_version", "torch_dtype", "dtype", "architectures")
+    return {key: value for key, value in config.items() if not key.startswith("_") and key not in written}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _digest_weights(folders: Sequence[Path], ends: int = 1 << 20) -> str:
+    """A digest of the size, the first and the last megabyte of every weight file."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.parent.name}/{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(ends))
+            file.seek(max(0, size - ends))
+            digest.update(file.read(ends))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,56 @@
+"""Which backbone understands which pipeline."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+
+from lightning_dfd.backbones.base import Backbone, pipeline_class_name
+from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
+from lightning_dfd.backbones.wan import WanBackbone
+
+BACKBONES: dict[str, type[Backbone]] = {
+    "CogVideoXPipeline": CogVideoXBackbone,
+    "WanPipeline": WanBackbone,
+}
+
+
+def backbone_from_pretrained(
+    source: str,
+    dtype: torch.dtype = torch.float32,
+    max_sequence_length: int | None = None,
+    backbone: str | None = None,
+) -> Backbone:
+    """The backbone of a diffusers pipeline; nothing but its configs is read yet.
+
+    Args:
+        source: hub id or folder of the pipeline.
+        dtype: precision of the frozen weights.
+        max_sequence_length: text tokens per prompt; None for the pipeline's own default.
+        backbone: import path of a `Backbone` subclass; None to choose by the pipeline's class.
+
+    Raises:
+        FileNotFoundError: there is no pipeline at `source`.
+        ValueError: the pipeline's class is not known, or `backbone` is not a Backbone.
+    """
+    if backbone is not None:
+        return _import_backbone(backbone)(source, dtype, max_sequence_length)
+    name = pipeline_class_name(source)
+    if name not in BACKBONES:
+        raise ValueError(
+            f"{source} is a {name}; backbones exist for {', '.join(sorted(BACKBONES))}. "
+            "For another family subclass lightning_dfd.Backbone and name it in model.backbone (docs/new_backbone.md)."
+        )
+    return BACKBONES[name](source, dtype, max_sequence_length)
+
+
+def _import_backbone(path: str) -> type[Backbone]:
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"model.backbone {path!r} cannot be imported: {error}; give package.module.ClassName") from error
+    if not (isinstance(found, type) and issubclass(found, Backbone)):
+        raise ValueError(f"model.backbone {path!r} is not a subclass of lightning_dfd.Backbone")
+    return found

@@ -1,0 +1,249 @@
+"""Train the toy teacher: a genuine, small CogVideoXPipeline of the toy world, with no download.
+
+    python -m lightning_dfd.toy.train_teacher --output teacher_folder
+
+First the video VAE, then the transformer on its latents (v-prediction with CogVideoX's own zero-terminal-SNR
+schedule, empty captions for a tenth of the batch so that guidance works), then the gate that the shipped
+weights passed: `--guidance 50`-step samples are decoded and compared with the world. The text encoder is a
+random T5 that stays as it was drawn: its word vectors are distinct, which is all that twelve captions need.
+
+Weights are stored in half precision and loaded as float32. One thread is the fastest way on a small CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+)
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from lightning_dfd.noise import schedule_from_config
+from lightning_dfd.toy import world
+from lightning_dfd.toy.measure import WorldReport, compare_with_world
+
+TEXT_LENGTH = 8  # tokens, padding included
+LATENT_CHANNELS = 8
+SPATIAL, TEMPORAL = 4, 4  # compression of the VAE
+SCHEDULER = CogVideoXDDIMScheduler(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    clip_sample=False,
+    prediction_type="v_prediction",
+    rescale_betas_zero_snr=True,
+    snr_shift_scale=1.0,  # the factor 3 of CogVideoX-2B is for its larger latents
+    timestep_spacing="trailing",
+)
+
+
+def build_tokenizer() -> T5Tokenizer:
+    """A T5 tokenizer of the captions' words, with single letters for everything else."""
+    words = sorted({word for text in world.CAPTIONS for word in text.split()})
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -6.0)]
+    pieces += [(f"▁{word}", -1.0) for word in words]
+    pieces += [(letter, -8.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    return T5Tokenizer(vocab=pieces, extra_ids=0)
+
+
+def build_text_encoder(vocabulary: int) -> T5EncoderModel:
+    config = T5Config(vocab_size=vocabulary, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
+    return T5EncoderModel(config).eval().requires_grad_(False)
+
+
+def build_vae() -> AutoencoderKLCogVideoX:
+    return AutoencoderKLCogVideoX(
+        block_out_channels=(8, 16, 32),
+        down_block_types=("CogVideoXDownBlock3D",) * 3,
+        up_block_types=("CogVideoXUpBlock3D",) * 3,
+        latent_channels=LATENT_CHANNELS,
+        layers_per_block=1,
+        norm_num_groups=8,
+        temporal_compression_ratio=TEMPORAL,
+        sample_height=world.SIZE,
+        sample_width=world.SIZE,
+    )
+
+
+def build_transformer() -> CogVideoXTransformer3DModel:
+    return CogVideoXTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=32,
+        num_layers=6,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        time_embed_dim=64,
+        text_embed_dim=32,
+        sample_height=world.SIZE // SPATIAL,
+        sample_width=world.SIZE // SPATIAL,
+        sample_frames=world.FRAMES,
+        max_text_seq_length=TEXT_LENGTH,
+        spatial_interpolation_scale=1.0,
+    )
+
+
+def to_model(clips: NDArray[np.uint8]) -> Tensor:
+    """uint8 [N, F, H, W, C] to float [N, C, F, H, W] in [-1, 1]."""
+    return torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
+
+
+def cosine(step: int, steps: int, warmup: int = 100) -> float:
+    """Learning-rate factor: linear warm-up, then a cosine down to a hundredth."""
+    return min((step + 1) / warmup, 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def train_vae(vae: AutoencoderKLCogVideoX, steps: int, batch: int = 8) -> None:
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps))
+    bar = tqdm(range(steps), desc="VAE", mininterval=5)
+    for step in bar:
+        clips = to_model(world.draw_clips(batch, seed=step)[1])
+        posterior = vae.encode(clips).latent_dist
+        decoded = vae.decode(posterior.sample()).sample
+        kl = 0.5 * (posterior.mean**2 + posterior.var - 1.0 - posterior.logvar).mean()
+        error = F.mse_loss(decoded, clips)
+        loss = F.l1_loss(decoded, clips) + 4 * error + 3e-4 * kl
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0:
+            bar.set_postfix(psnr=f"{-10 * math.log10(error.item() / 4):.1f} dB", kl=f"{kl.item():.2f}")
+
+
+@torch.no_grad()
+def encode_clips(vae: AutoencoderKLCogVideoX, clips: int, seed: int) -> tuple[Tensor, list[str]]:
+    """Latents [N, F, C, H, W], unscaled, and captions of `clips` fresh clips."""
+    latents, captions = [], []
+    for chunk in tqdm(range(0, clips, 32), desc="latents", mininterval=5):
+        scenes, pixels = world.draw_clips(32, seed=seed + chunk)
+        latents.append(vae.encode(to_model(pixels)).latent_dist.mode())
+        captions += [scene.caption for scene in scenes]
+    return torch.cat(latents).permute(0, 2, 1, 3, 4), captions
+
+
+def train_transformer(
+    pipe: CogVideoXPipeline, latents: Tensor, captions: list[str], steps: int, batch: int = 64
+) -> None:
+    """Train `pipe.transformer` on scaled latents [N, F, C, H, W]; it ends as its own moving average."""
+    schedule = schedule_from_config(dict(pipe.scheduler.config))
+    texts = ("", *world.CAPTIONS)
+    with torch.no_grad():
+        embeddings = pipe.encode_prompt(list(texts), None, False, max_sequence_length=TEXT_LENGTH)[0]
+    rows = torch.tensor([texts.index(text) for text in captions])
+    model, average = pipe.transformer, copy.deepcopy(pipe.transformer).requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, betas=(0.9, 0.99))
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps))
+    generator = torch.Generator().manual_seed(0)
+    bar = tqdm(range(steps), desc="transformer", mininterval=5)
+    running = 0.0
+    for step in bar:
+        pick = torch.randint(len(latents), (batch,), generator=generator)
+        x0 = latents[pick]
+        text = torch.where(torch.rand(batch, generator=generator) < 0.1, 0, rows[pick])
+        t = (torch.randint(0, 1000, (batch,), generator=generator)) / 1000
+        eps = torch.randn(x0.shape, generator=generator)
+        x_t = schedule.add_noise(x0, eps, t)
+        target = schedule.from_x0(x0, x_t, t)
+        output = model(x_t, embeddings[text], schedule.timestep(t), return_dict=False)[0]
+        loss = F.mse_loss(output, target)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        rates.step()
+        decay = min(0.999, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        running += 0.02 * (loss.item() - running) if step else loss.item()
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{running:.4f}")
+    model.load_state_dict(average.state_dict())
+
+
+@torch.no_grad()
+def sample_clips(
+    pipe: CogVideoXPipeline, captions: list[str], seed: int, steps: int, guidance: float
+) -> NDArray[np.uint8]:
+    """Clips, uint8 [N, F, H, W, C], from the pipeline's own call."""
+    pipe.set_progress_bar_config(disable=True)
+    clips = []
+    for start in tqdm(range(0, len(captions), 60), desc="samples"):
+        frames = pipe(
+            captions[start : start + 60],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            max_sequence_length=TEXT_LENGTH,
+            generator=torch.Generator().manual_seed(seed + start),
+            output_type="np",
+        ).frames
+        clips.append(np.rint(np.asarray(frames) * 255).astype(np.uint8))
+    return np.concatenate(clips)
+
+
+def judge_teacher(pipe: CogVideoXPipeline, clips: int, guidance: float, seed: int = 0) -> WorldReport:
+    """The gate: the teacher's own 50-step guided samples against the world, captions in equal numbers."""
+    captions = [world.CAPTIONS[i % len(world.CAPTIONS)] for i in range(clips)]
+    return compare_with_world(sample_clips(pipe, captions, seed, steps=50, guidance=guidance), captions)
+
+
+def save_teacher(pipe: CogVideoXPipeline, output: Path) -> None:
+    """Half-precision weights; the text encoder, a few kilobytes, stays float32, as it decides the call's dtype."""
+    pipe.vae.half()
+    pipe.transformer.half()
+    pipe.save_pretrained(output)
+    pipe.vae.float()
+    pipe.transformer.float()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--vae-steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--clips", type=int, default=24_000, help="distinct training clips")
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--judge", type=int, default=600, help="clips sampled for the gate")
+    parser.add_argument("--keep-vae", action="store_true", help="take the VAE that is in OUTPUT already")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    pipe = CogVideoXPipeline(
+        tokenizer=tokenizer,
+        text_encoder=build_text_encoder(len(tokenizer)),
+        vae=build_vae(),
+        transformer=build_transformer(),
+        scheduler=SCHEDULER,
+    )
+    if args.keep_vae:
+        pipe.vae = AutoencoderKLCogVideoX.from_pretrained(args.output, subfolder="vae", torch_dtype=torch.float32)
+    else:
+        train_vae(pipe.vae, args.vae_steps)
+    pipe.vae.eval()
+    latents, captions = encode_clips(pipe.vae, args.clips, seed=1_000_000)
+    pipe.vae.register_to_config(scaling_factor=1.0 / latents.std().item())
+    save_teacher(pipe, args.output)
+    train_transformer(pipe, latents * pipe.vae.config.scaling_factor, captions, args.steps)
+    pipe.transformer.eval()
+    save_teacher(pipe, args.output)
+    report = judge_teacher(pipe, args.judge, args.guidance)
+    print(json.dumps(report.__dict__, indent=2))
+
+
+if __name__ == "__main__":
+    main()

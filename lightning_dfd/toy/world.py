@@ -1,0 +1,119 @@
+"""A small world of captioned clips in which the diversity that a caption leaves open is known.
+
+Axis legend: N clips, F frames, H height, W width, C = 3 colour channels.
+
+A caption names the shape and the colour. It leaves open, with the unequal shares below, the direction,
+the background and the speed, and, uniformly, the size and the start. So for any model of this world one
+can say by counting how often its clips obey their caption and how far its shares lie from the truth.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FRAMES, SIZE, FPS = 9, 32, 8
+
+HALF_WIDTH = {"circle": 1 / math.sqrt(math.pi), "square": 0.5, "triangle": math.sqrt(0.5)}  # at area 1
+SHAPES = tuple(HALF_WIDTH)
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 45, 45),
+    "green": (45, 180, 65),
+    "blue": (50, 85, 230),
+    "yellow": (240, 205, 45),
+}
+DIRECTION_SHARES = {"right": 0.4, "left": 0.3, "up": 0.2, "down": 0.1}
+BACKGROUND_SHARES = {"dark": 0.5, "grey": 0.3, "light": 0.2}
+SPEED_SHARES = {"slow": 0.6, "fast": 0.4}
+
+STEP = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y), y points down
+BACKGROUND_LEVEL = {"dark": 25, "grey": 115, "light": 215}
+TRAVEL = {"slow": 7.0, "fast": 12.0}  # pixels between the first and the last frame
+SHAPE_SIZE = (8.0, 10.5)  # root of the area, in pixels
+MARGIN = 1.5  # pixels between a shape and the frame's edge
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that decides one clip. `x`, `y` are the centre in the first frame, in pixels; `size` the root of the area."""
+
+    shape: str
+    colour: str
+    direction: str
+    background: str
+    speed: str
+    size: float
+    x: float
+    y: float
+
+    @property
+    def caption(self) -> str:
+        return caption(self.colour, self.shape)
+
+
+def caption(colour: str, shape: str) -> str:
+    return f"a {colour} {shape} is moving"
+
+
+CAPTIONS = tuple(caption(colour, shape) for colour, shape in itertools.product(COLOURS, SHAPES))
+
+
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """One scene: shape and colour uniform, the free factors by their shares, size and start uniform."""
+    pick = {
+        name: str(rng.choice(list(shares), p=list(shares.values())))
+        for name, shares in (
+            ("direction", DIRECTION_SHARES),
+            ("background", BACKGROUND_SHARES),
+            ("speed", SPEED_SHARES),
+        )
+    }
+    shape, colour = str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS)))
+    size = float(rng.uniform(*SHAPE_SIZE))
+    room = HALF_WIDTH[shape] * size + MARGIN
+    travel = TRAVEL[pick["speed"]]
+    start = []
+    for step in STEP[pick["direction"]]:
+        low, high = room, SIZE - room
+        start.append(float(rng.uniform(low - min(0.0, step) * travel, high - max(0.0, step) * travel)))
+    return Scene(shape, colour, size=size, x=start[0], y=start[1], **pick)
+
+
+def coverage(shape: str, x: float, y: float, size: float) -> NDArray[np.float64]:
+    """Share of each pixel that the shape covers, [H, W] in [0, 1] (edges softened over one pixel).
+
+    `x`, `y` is the centre of the bounding box. Every shape has the area size^2, so area does not tell them apart.
+    """
+    rows, columns = np.mgrid[0:SIZE, 0:SIZE] + 0.5
+    dx, dy = columns - x, rows - y
+    half = HALF_WIDTH[shape] * size
+    if shape == "circle":
+        outside = np.hypot(dx, dy) - half
+    elif shape == "square":
+        outside = np.maximum(abs(dx), abs(dy)) - half
+    else:  # a triangle standing on its base, as wide as high
+        outside = np.maximum((2 * abs(dx) - dy - half) / math.sqrt(5), dy - half)
+    return np.clip(0.5 - outside, 0.0, 1.0)
+
+
+def render(scene: Scene) -> NDArray[np.uint8]:
+    """The clip of a scene, uint8 [F, H, W, C]."""
+    background = np.full(3, BACKGROUND_LEVEL[scene.background], dtype=np.float64)
+    colour = np.array(COLOURS[scene.colour], dtype=np.float64)
+    frames = []
+    for progress in np.linspace(0.0, TRAVEL[scene.speed], FRAMES):
+        dx, dy = STEP[scene.direction]
+        mask = coverage(scene.shape, scene.x + dx * progress, scene.y + dy * progress, scene.size)[..., None]
+        frames.append(mask * colour + (1 - mask) * background)
+    return np.rint(np.stack(frames)).astype(np.uint8)
+
+
+def draw_clips(n: int, seed: int) -> tuple[list[Scene], NDArray[np.uint8]]:
+    """`n` scenes and their clips, uint8 [N, F, H, W, C]; the same seed gives the same clips."""
+    rng = np.random.default_rng(seed)
+    scenes = [draw_scene(rng) for _ in range(n)]
+    return scenes, np.stack([render(scene) for scene in scenes])
