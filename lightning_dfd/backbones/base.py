@@ -37,7 +37,6 @@ class Backbone(ABC):
     """
 
     lora_targets: ClassVar[tuple[str, ...]]  # names of the linear layers that LoRA adapts
-    default_text_length: ClassVar[int]  # what the pipeline's call uses when it is told nothing
 
     def __init__(
         self, source: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None
@@ -45,9 +44,13 @@ class Backbone(ABC):
         self.source = str(source)
         self.dtype = dtype
         self.device = torch.device("cpu")
-        self.max_sequence_length = max_sequence_length or self.default_text_length
+        self.max_sequence_length = max_sequence_length or self.text_length()
 
     # ---- what a family says -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def text_length(self) -> int:
+        """Text tokens per prompt where a recipe does not say."""
 
     @abstractmethod
     def compression(self) -> tuple[int, int]:
@@ -70,7 +73,7 @@ class Backbone(ABC):
         """The inverse of `normalise`."""
 
     @abstractmethod
-    def call(self, transformer: nn.Module, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
+    def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         """One network call, as the pipeline makes it: x_t [B, ...], timestep [B]; returns the raw output."""
 
     @abstractmethod
@@ -80,7 +83,7 @@ class Backbone(ABC):
 
     # ---- what follows from it -----------------------------------------------------------------------------
 
-    def x0(self, transformer: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def x0(self, transformer: Any, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The network's estimate of the clean latents, float32: x_t [B, ...] float32, t [B] in [0, 1]."""
         output = self.call(transformer, x_t, self.schedule.timestep(t), cond)
         return self.schedule.to_x0(output.float(), x_t, t)
@@ -177,7 +180,7 @@ class Backbone(ABC):
 def load_pipeline(source: str, dtype: torch.dtype, **components: Any) -> Any:
     """`DiffusionPipeline.from_pretrained`, which neither downloads nor loads components that are given (as None)."""
     try:
-        return DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, **components)
+        return DiffusionPipeline.from_pretrained(source, dtype=dtype, **components)
     except OSError as error:
         raise teacher_not_found(source, error) from error
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, LCMScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
@@ -18,7 +18,9 @@ class CogVideoXBackbone(Backbone):
     """Latents [B, f, C, h, w], scaled by the VAE's `scaling_factor`."""
 
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
-    default_text_length = 226
+
+    def text_length(self) -> int:
+        return int(self.transformer_config["max_text_seq_length"])
 
     def compression(self) -> tuple[int, int]:
         return int(self.vae_config["temporal_compression_ratio"]), 2 ** (len(self.vae_config["block_out_channels"]) - 1)
@@ -44,11 +46,11 @@ class CogVideoXBackbone(Backbone):
     def denormalise(self, latents: Tensor) -> Tensor:
         return latents.transpose(1, 2) / self.vae_config["scaling_factor"]
 
-    def call(self, transformer: nn.Module, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
+    def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         output: Tensor = transformer(
-            hidden_states=x_t.to(self.dtype),
+            hidden_states=x_t.to(transformer.dtype),
             timestep=timestep,
-            encoder_hidden_states=cond["prompt_embeds"].to(self.dtype),
+            encoder_hidden_states=cond["prompt_embeds"].to(transformer.dtype),
             image_rotary_emb=self._rotary(transformer, x_t),
             return_dict=False,
         )[0]

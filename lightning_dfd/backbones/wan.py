@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
@@ -17,7 +17,9 @@ class WanBackbone(Backbone):
     """Latents [B, C, f, h, w], each channel by its own mean and standard deviation."""
 
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
-    default_text_length = 512
+
+    def text_length(self) -> int:
+        return 512  # the default of the pipeline's call
 
     def compression(self) -> tuple[int, int]:
         return int(self.vae_config.get("scale_factor_temporal", 4)), int(self.vae_config.get("scale_factor_spatial", 8))
@@ -49,11 +51,11 @@ class WanBackbone(Backbone):
         mean, std = (torch.tensor(self.vae_config[key]) for key in ("latents_mean", "latents_std"))
         return mean.view(1, -1, 1, 1, 1).to(like), std.view(1, -1, 1, 1, 1).to(like)
 
-    def call(self, transformer: nn.Module, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
+    def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         output: Tensor = transformer(
-            hidden_states=x_t.to(self.dtype),
+            hidden_states=x_t.to(transformer.dtype),
             timestep=timestep.float(),
-            encoder_hidden_states=cond["prompt_embeds"].to(self.dtype),
+            encoder_hidden_states=cond["prompt_embeds"].to(transformer.dtype),
             return_dict=False,
         )[0]
         return output
