@@ -31,7 +31,7 @@ from lightning_dfd.objectives import (
     teacher_data,
 )
 from lightning_dfd.roles import TRAINED, FullRoles, LoraRoles, Roles
-from lightning_dfd.sampler import roll_to, sample, teacher_times
+from lightning_dfd.sampler import Draw, roll_to, sample, teacher_times
 from lightning_dfd.settings import DataForcingSettings, DMDSettings, SamplingSettings, StudentSettings
 from lightning_dfd.types import Batch, Conditioning, Role
 
@@ -157,7 +157,7 @@ class DistillationModule(LightningModule):
         denoise = partial(self.x0, "student", cond=cond)
         with torch.no_grad():
             x_t = roll_to(
-                denoise, self.schedule, self.noise_like(real), steps[: last + 1], self.sampling.kind, self._draws
+                denoise, self.schedule, self.noise_like(real), steps[: last + 1], self.sampling.kind, self.noise_like
             )
         return denoise(x_t, x_t.new_full((len(x_t),), steps[last], dtype=torch.float64))
 
@@ -280,7 +280,7 @@ class DistillationModule(LightningModule):
         role: Role,
         prompt_cond: Conditioning,
         noise: Tensor,
-        generator: torch.Generator | None = None,
+        draw: Draw = torch.randn_like,
         teacher_steps: int = 50,
         on_step: Callable[[], None] | None = None,
     ) -> Tensor:
@@ -288,9 +288,9 @@ class DistillationModule(LightningModule):
         if role == "teacher":
             times = teacher_times(self.backbone.scheduler_config, teacher_steps)
             denoise = partial(self.guided_teacher, cond=prompt_cond)
-            return sample(denoise, self.schedule, noise, times, "ode", None, on_step)
+            return sample(denoise, self.schedule, noise, times, "ode", on_step=on_step)
         denoise = partial(self.x0, role, cond=prompt_cond)
-        return sample(denoise, self.schedule, noise, self.sampling.steps, self.sampling.kind, generator, on_step)
+        return sample(denoise, self.schedule, noise, self.sampling.steps, self.sampling.kind, draw, on_step)
 
     # ---- networks, conditions, checkpoints ----------------------------------------------------------------
 

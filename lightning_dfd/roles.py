@@ -15,6 +15,7 @@ Two traps of adapters on a shared base end in wrong gradients without any error,
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -113,7 +114,8 @@ class LoraRoles(Roles):
         self.held = ("student", "fake", "ema") if ema else ("student", "fake")
         transformer.requires_grad_(False)
         self.config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights=True)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are meant here
             for name in self.held:
                 # Adapters of student and average start alike. PEFT draws from the global generator.
                 torch.manual_seed(seed + TRAINED.index(name if name in TRAINED else "student"))

@@ -17,6 +17,7 @@ from lightning_dfd.noise import NoiseSchedule
 from lightning_dfd.types import SampleKind
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, ...], t [B]) -> x0 [B, ...]
+Draw = Callable[[Tensor], Tensor]  # latents [B, ...] -> standard normal noise of their shape, dtype and device
 
 
 def roll_to(
@@ -25,7 +26,7 @@ def roll_to(
     x: Tensor,
     times: Sequence[float],
     kind: SampleKind,
-    generator: torch.Generator | None = None,
+    draw: Draw = torch.randn_like,
     on_step: Callable[[], None] | None = None,
 ) -> Tensor:
     """From latents x at times[0] to latents at times[-1], calling the network at all times but the last.
@@ -33,7 +34,7 @@ def roll_to(
     Args:
         kind: `ode` steps along the predicted direction; `renoise` predicts x0 and adds fresh noise, as a
             DMD2 student does (2405.14867, backward simulation).
-        generator: draws the fresh noise of `renoise`.
+        draw: gives the fresh noise of `renoise`, for latents of the shape that it is handed.
         on_step: called after every network call, for a progress bar.
     """
     for now, then in zip(times[:-1], times[1:], strict=True):
@@ -42,8 +43,7 @@ def roll_to(
         if kind == "ode":
             x = schedule.ode_step(x0, x, t, t_next)
         else:
-            noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            x = schedule.add_noise(x0, noise, t_next)
+            x = schedule.add_noise(x0, draw(x), t_next)
         if on_step is not None:
             on_step()
     return x
@@ -55,11 +55,11 @@ def sample(
     noise: Tensor,
     times: Sequence[float],
     kind: SampleKind = "ode",
-    generator: torch.Generator | None = None,
+    draw: Draw = torch.randn_like,
     on_step: Callable[[], None] | None = None,
 ) -> Tensor:
     """Clean latents [B, ...] from `noise` [B, ...] in len(times) network calls."""
-    x = roll_to(denoise, schedule, noise, times, kind, generator, on_step)
+    x = roll_to(denoise, schedule, noise, times, kind, draw, on_step)
     x0 = denoise(x, x.new_full((len(x),), times[-1], dtype=torch.float64))
     if on_step is not None:
         on_step()

@@ -1,0 +1,3 @@
+from lightning_dfd.cli import main
+
+main()

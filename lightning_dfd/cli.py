@@ -1,0 +1,200 @@
+"""The command line: `lightning fit|validate|test|cache|sample|export -c recipe.yaml`.
+
+The same program is installed as `lightning`, `lightning-dfd` and runs as `python -m lightning_dfd`. It is
+Lightning's own LightningCLI with OmegaConf interpolation over all `-c` files and the command line, with recipes
+that inherit others, and with errors of one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning.fabric.cli
+import yaml
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_dfd.data import VideoDataModule
+from lightning_dfd.module import DistillationModule
+from lightning_dfd.trainer import DistillationTrainer
+
+OWN_COMMANDS = {
+    "fit": "train a student",
+    "validate": "denoising errors on held-out clips",
+    "test": "the same, as the test stage",
+    "cache": "encode the videos once, so that training loads no VAE and no text encoder",
+    "sample": "make videos with the student or the teacher",
+    "export": "write the student as a diffusers pipeline or a LoRA file",
+}
+FABRIC_COMMANDS = ("run", "consolidate")  # Lightning's own `lightning` commands, passed on to it
+USAGE = "\n".join(
+    [
+        "usage: lightning COMMAND -c recipe.yaml [--key value ...]",
+        "",
+        *(f"  {name:9} {what}" for name, what in OWN_COMMANDS.items()),
+        "",
+        "  lightning COMMAND --help                 the keys of a command, a line each",
+        "  lightning COMMAND --trainer.help         all keys of one part: trainer, model or data",
+        "  lightning COMMAND -c recipe.yaml --print_config     the whole recipe, resolved",
+        "",
+        "Example: lightning fit -c recipes/cogvideox_dmd2.yaml --data.folder my_videos",
+        f"Lightning Fabric's own commands, {' and '.join(FABRIC_COMMANDS)}, work as ever.",
+    ]
+)
+
+
+class OneLineParser(LightningArgumentParser):
+    """Answers a mistake with one line and, for a misspelt key, the nearest ones."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        lines = [line.strip(" -") for line in str(message).splitlines() if line.strip(" -")]
+        line = lines[-1] if lines else str(message)
+        unknown = re.search(r"[Kk]ey '([^']+)'|arguments?: --([\w.+]+)|Option '([^']+)' is not accepted", line)
+        if unknown:
+            wrong = next(group for group in unknown.groups() if group)
+            line += did_you_mean(wrong, known_keys(self))
+        self.exit(2, f"lightning: error: {line}\n")
+
+
+def known_keys(parser: Any) -> list[str]:
+    """Every dotted key of a parser and of its subcommands."""
+    keys: list[str] = []
+    for action in parser._actions:
+        if action.dest and action.dest not in ("help", "config", "print_config"):
+            keys.append(action.dest)
+        for subparser in (getattr(action, "_name_parser_map", None) or {}).values():
+            keys += known_keys(subparser)
+    return keys
+
+
+def did_you_mean(wrong: str, keys: Sequence[str]) -> str:
+    """A hint with the keys that look most like `wrong`: whole, or by their last part."""
+    wrong = wrong.split("=")[0].removeprefix("fit.").rstrip("+")
+    near = difflib.get_close_matches(wrong, keys, n=2, cutoff=0.75)
+    last = wrong.rsplit(".", 1)[-1]
+    by_last = {key.rsplit(".", 1)[-1]: key for key in keys}
+    near += [by_last[match] for match in difflib.get_close_matches(last, list(by_last), n=2, cutoff=0.7)]
+    return f" Did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
+
+
+class DistillationCLI(LightningCLI):
+    """LightningCLI with this package's trainer, and without what makes a checkpoint overrule the command line."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        own = {name: {"model", "datamodule"} for name in ("cache", "sample", "export")}
+        stock = LightningCLI.subcommands()
+        return {name: stock[name] for name in ("fit", "validate", "test")} | own
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("fit", "validate", "test"):
+            parser.set_defaults({"weights_only": True})  # no pickled code from a checkpoint
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Checkpoints hold no hyperparameters that could beat the recipe and the command line."""
+
+
+def expand_inherited(arguments: Sequence[str]) -> list[str]:
+    """Put `-c parent.yaml` before every `-c recipe.yaml` that has an `inherit:` list, parents first.
+
+    Paths in the list are relative to the recipe. The recipe is passed on without the key.
+    """
+    expanded: list[str] = []
+    pending = list(arguments)
+    while pending:
+        word = pending.pop(0)
+        flag, _, value = word.partition("=")
+        if flag not in ("-c", "--config"):
+            expanded.append(word)
+            continue
+        if not value:
+            if not pending:
+                raise ValueError(f"{flag} needs the path of a recipe")
+            value = pending.pop(0)
+        for text in recipe_chain(Path(value)):
+            expanded += ["-c", text]
+    return expanded
+
+
+def recipe_chain(path: Path, below: tuple[Path, ...] = ()) -> list[str]:
+    """A recipe and all that it inherits, eldest first, as what `-c` takes: paths, or the YAML itself."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no recipe {path}")
+    if path.resolve() in below:
+        raise ValueError(f"{path} inherits itself, by way of {' -> '.join(p.name for p in below)}")
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path} holds no keys; a recipe has trainer, model and data")
+    if "inherit" not in recipe:
+        return [str(path)]
+    parents = recipe.pop("inherit")
+    if not isinstance(parents, list):
+        raise ValueError(f"{path}: inherit has to be a list of recipes")
+    chain = [text for parent in parents for text in recipe_chain(path.parent / parent, (*below, path.resolve()))]
+    return [*chain, yaml.safe_dump(recipe)] if recipe else chain
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; ends with SystemExit 1 or 2 and one line on what the user can mend."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    if words[0] in FABRIC_COMMANDS:
+        sys.argv = ["lightning", *words]
+        lightning.fabric.cli._main()
+        return
+    if words[0] not in OWN_COMMANDS:
+        near = did_you_mean(words[0], [*OWN_COMMANDS, *FABRIC_COMMANDS])
+        sys.exit(f"lightning: error: there is no command {words[0]!r}.{near} Commands: {', '.join(OWN_COMMANDS)}")
+    try:
+        run(expand_inherited(words))
+    except (ValueError, OSError, RuntimeError, OmegaConfBaseException) as error:
+        if not (_is_ours(error) or isinstance(error, OmegaConfBaseException)) or os.environ.get("DFD_TRACEBACK"):
+            raise
+        sys.exit(f"lightning: error: {' '.join(str(error).split())}")
+
+
+def run(arguments: list[str]) -> DistillationCLI:
+    """LightningCLI on these arguments, with `${...}` resolved over all recipes and overrides together."""
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    program, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns of arguments that it was not given by hand
+    try:
+        return DistillationCLI(
+            DistillationModule,
+            VideoDataModule,
+            trainer_class=DistillationTrainer,
+            parser_class=OneLineParser,
+            parser_kwargs={"parser_mode": "omegaconf+"}
+            | {name: {"parser_mode": "omegaconf+"} for name in DistillationCLI.subcommands()},
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            args=arguments,
+        )
+    finally:
+        sys.argv = program
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised the error on purpose: then its message is written for the user. An error from
+    further down keeps its traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+
+
+if __name__ == "__main__":
+    main()

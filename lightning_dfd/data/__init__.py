@@ -1,0 +1,23 @@
+from lightning_dfd.data.cache import CacheReport, LatentCache, write_cache
+from lightning_dfd.data.datamodule import VideoDataModule
+from lightning_dfd.data.dataset import Clip, Listing, OrderedSamples, Problem, Sample, SeededStream, collate, list_clips
+from lightning_dfd.data.video import VideoError, check_video, read_video, write_video
+
+__all__ = [
+    "CacheReport",
+    "Clip",
+    "LatentCache",
+    "Listing",
+    "OrderedSamples",
+    "Problem",
+    "Sample",
+    "SeededStream",
+    "VideoDataModule",
+    "VideoError",
+    "check_video",
+    "collate",
+    "list_clips",
+    "read_video",
+    "write_cache",
+    "write_video",
+]

@@ -1,0 +1,333 @@
+"""Latents and prompt embeddings on disk, so that training needs neither the VAE nor the text encoder.
+
+    cache.json                what the cache was made from, and its clips; written last
+    latents/<id>.safetensors  "latents" of one clip, without batch axis; id from the clip's name
+    prompts/<id>.safetensors  the conditioning of one caption, without batch axis; id from its text
+
+Axis legend: B batch, C = 3 colour channels, F frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from lightning_dfd.backbones.base import Backbone
+from lightning_dfd.data.dataset import Clip, Problem, Sample, first_problems
+from lightning_dfd.data.files import replacing
+from lightning_dfd.data.video import VideoError, read_video
+from lightning_dfd.types import Conditioning, VideoSize
+
+FORMAT = 1
+INDEX = "cache.json"
+MAKE_IT = "make it with: lightning cache -c RECIPE"
+MAKE_AGAIN = "make it again with: lightning cache -c RECIPE"
+ELSEWHERE = "name another folder or delete this one"
+
+
+@dataclass(frozen=True)
+class CacheSource:
+    """What decides the content of a cache: the teacher's `Backbone.identity()`, the size and the frame rate."""
+
+    identity: Mapping[str, str]
+    size: VideoSize
+    fps: float | None
+
+    @property
+    def digest(self) -> str:
+        """Tells files of one source from those that an interrupted run of another may have left."""
+        return _id(json.dumps(self.settings(), sort_keys=True))
+
+    def settings(self) -> dict[str, Any]:
+        """Everything by name, as a recipe's reader knows it."""
+        return {
+            **{f"teacher's {key}": value for key, value in self.identity.items()},
+            **asdict(self.size),
+            "fps": None if self.fps is None else float(self.fps),
+        }
+
+    def refuse(self, folder: Path, asked: CacheSource, remedy: str) -> None:
+        """Raise ValueError, naming what differs and both values, unless `asked` is the same source."""
+        have, want = self.settings(), asked.settings()
+        differing = [
+            f"{key} is {have.get(key, 'absent')} in the cache and {want.get(key, 'absent')} here"
+            for key in dict.fromkeys((*have, *want))
+            if have.get(key) != want.get(key)
+        ]
+        if differing:
+            raise ValueError(f"{folder} holds the cache of something else: {', '.join(differing)}; {remedy}")
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One clip of a cache; `latents` and `prompt` are the ids of its files, 16 hex digits."""
+
+    name: str
+    caption: str
+    latents: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """What `write_cache` did: clips written, clips that were there already, clips left out."""
+
+    written: int
+    kept: int
+    problems: tuple[Problem, ...]
+
+
+# ---- writing ----------------------------------------------------------------------------------------------------
+
+
+def write_cache(
+    backbone: Backbone,
+    clips: Sequence[Clip],
+    folder: str | Path,
+    size: VideoSize,
+    fps: float | None,
+    negative_prompts: Sequence[str] = ("",),
+    progress: bool = True,
+    batch_size: int = 1,
+) -> CacheReport:
+    """Encode clips and captions into `folder`. A second run encodes only what is missing or has changed.
+
+    Args:
+        backbone: the teacher; it encodes on the device it was moved to.
+        clips: from `list_clips`.
+        folder: where the cache lies or will lie.
+        size: frames and pixels of every clip.
+        fps: frames per second, None for frames as stored.
+        negative_prompts: embedded besides the captions, for guidance.
+        progress: show a progress bar.
+        batch_size: videos that the VAE encodes at once.
+
+    Raises:
+        ValueError: the folder holds the cache of another teacher, size or frame rate; the size does not fit the
+            teacher; no clip could be read.
+    """
+    folder = Path(folder)
+    backbone.check_size(size)
+    source = CacheSource(backbone.identity(), size, fps)
+    if (folder / INDEX).exists():
+        LatentCache.open(folder).source.refuse(folder, source, ELSEWHERE)
+    left_out: dict[str, Problem] = {}
+    todo = [clip for clip in clips if not _is_current(folder, clip, source, left_out)]
+    kept = len(clips) - len(todo) - len(left_out)
+    todo = [clip for clip in todo if clip.name not in left_out]
+    with tqdm(total=len(clips), initial=len(clips) - len(todo), desc="latents", disable=not progress) as bar:
+        for start in range(0, len(todo), batch_size):
+            group = todo[start : start + batch_size]
+            _encode_group(backbone, group, folder, source, left_out)
+            bar.update(len(group))
+    done = [clip for clip in clips if clip.name not in left_out]
+    problems = tuple(left_out.values())
+    if not done:
+        raise ValueError(f"nothing to cache: none of {len(clips)} clips could be read{first_problems(problems)}")
+    prompts = dict.fromkeys([*(clip.caption for clip in done), *negative_prompts])
+    for prompt in tqdm(prompts, desc="prompts", disable=not progress):
+        _write_prompt(backbone, prompt, folder, source)
+    _write_index(folder, source, done, problems)
+    return CacheReport(written=len(done) - kept, kept=kept, problems=problems)
+
+
+def _is_current(folder: Path, clip: Clip, source: CacheSource, left_out: dict[str, Problem]) -> bool:
+    """Whether a clip's latents are there, whole, and of the file as it is now."""
+    try:
+        made_from = _made_from(clip, source)
+    except VideoError as error:
+        left_out[clip.name] = Problem(clip.name, str(error))
+        return False
+    return _metadata(_latents_path(folder, _id(clip.name))) == made_from
+
+
+def _encode_group(
+    backbone: Backbone, group: Sequence[Clip], folder: Path, source: CacheSource, left_out: dict[str, Problem]
+) -> None:
+    """Encode and write the clips of one batch; those that cannot be decoded are added to `left_out`."""
+    videos: list[Tensor] = []
+    stamps: list[tuple[str, dict[str, str]]] = []
+    for clip in group:
+        try:
+            # looked at before decoding, so that a file that changes meanwhile is done again next time
+            made_from = _made_from(clip, source)
+            videos.append(read_video(clip.path, source.size, source.fps))
+        except VideoError as error:
+            left_out[clip.name] = Problem(clip.name, str(error))
+        else:
+            stamps.append((_id(clip.name), made_from))
+    if not videos:
+        return
+    # A VAE in half precision computes no more bits than that, so its latents are stored as such: half the space.
+    dtype = backbone.dtype if backbone.dtype in (torch.bfloat16, torch.float16) else torch.float32
+    latents = backbone.encode_videos(torch.stack(videos).float() / 127.5 - 1.0).to("cpu", dtype)
+    for (name, made_from), one in zip(stamps, latents, strict=True):
+        _save({"latents": one}, _latents_path(folder, name), made_from)
+
+
+def _write_prompt(backbone: Backbone, prompt: str, folder: Path, source: CacheSource) -> None:
+    path = _prompt_path(folder, _id(prompt))
+    made_from = {"prompt": prompt, "source": source.digest}
+    if _metadata(path) == made_from:
+        return
+    # one by one: some pipelines pad to the longest of a batch, some take a single prompt
+    cond = backbone.encode_prompts([prompt])
+    _save({name: value[0].cpu() for name, value in cond.tensors.items()}, path, made_from)
+
+
+def _write_index(folder: Path, source: CacheSource, clips: Sequence[Clip], problems: Sequence[Problem]) -> None:
+    entries = [CacheEntry(clip.name, clip.caption, _id(clip.name), _id(clip.caption)) for clip in clips]
+    index = {
+        "format": FORMAT,
+        "identity": dict(source.identity),
+        "size": asdict(source.size),
+        "fps": source.fps,
+        "folder": clips[0].path.parents[len(PurePosixPath(clips[0].name).parts) - 1].name,
+        "entries": [asdict(entry) for entry in entries],
+        "problems": [asdict(problem) for problem in problems],
+    }
+    with replacing(folder / INDEX) as temporary:
+        temporary.write_text(json.dumps(index, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _made_from(clip: Clip, source: CacheSource) -> dict[str, str]:
+    """What a latents file says of its origin: the video file as it is now, and the source."""
+    try:
+        stat = clip.path.stat()
+    except OSError as error:
+        raise VideoError(f"{clip.path}: {error.strerror}") from error
+    return {
+        "name": clip.name,
+        "source_size": str(stat.st_size),
+        "source_mtime_ns": str(stat.st_mtime_ns),
+        "source": source.digest,
+    }
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    # safetensors refuses tensors that share memory, as the slices of a batch do
+    whole = {name: value.contiguous().clone() for name, value in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(whole, temporary, metadata=metadata)
+
+
+def _metadata(path: Path) -> dict[str, str] | None:
+    """The metadata of a safetensors file; None if it is missing or cut short."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata()
+            return metadata
+    except (OSError, SafetensorError):  # not there, or not whole: the caller writes it (again)
+        return None
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """A cache that `write_cache` has finished."""
+
+    folder: Path
+    source: CacheSource
+    entries: tuple[CacheEntry, ...]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> LatentCache:
+        """Read the cache's index.
+
+        Raises:
+            FileNotFoundError: there is no finished cache.
+            ValueError: the index is damaged or of another format.
+        """
+        path = Path(folder) / INDEX
+        if not path.is_file():
+            raise FileNotFoundError(f"no finished cache in {str(folder)!r} ({INDEX} is missing); {MAKE_IT}")
+        try:
+            index = json.loads(path.read_text(encoding="utf-8"))
+            if index["format"] != FORMAT:
+                raise ValueError(f"format {index['format']!r}, this version reads {FORMAT}")
+            source = CacheSource(dict(index["identity"]), VideoSize(**index["size"]), index["fps"])
+            return cls(Path(folder), source, tuple(_checked_entries(index["entries"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read ({error}); delete it and {MAKE_AGAIN}") from error
+
+    def require(self, identity: Mapping[str, str], size: VideoSize, fps: float | None) -> None:
+        """Raise ValueError, naming what differs, unless the cache was made for this teacher, size and rate."""
+        remedy = f"set data.cache to another folder and {MAKE_IT}"
+        self.source.refuse(self.folder, CacheSource(identity, size, fps), remedy)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def latents_path(self, index: int) -> Path:
+        """The file of clip number `index`."""
+        return _latents_path(self.folder, self.entries[index].latents)
+
+    def load(self, index: int) -> Sample:
+        """Clip number `index`: latents [...] float32 in the network's layout, and its conditioning of batch 1.
+
+        Raises:
+            ValueError: a file of the cache is missing or damaged.
+        """
+        entry = self.entries[index]
+        latents = _load(self.latents_path(index), f"the latents of {entry.name!r}")["latents"].float()
+        return Sample(entry.caption, latents=latents, cond=self.conditioning(entry.caption))
+
+    def conditioning(self, prompt: str) -> Conditioning:
+        """The conditioning of one prompt, batch 1.
+
+        Raises:
+            ValueError: the prompt was not embedded when the cache was made.
+        """
+        tensors = _load(_prompt_path(self.folder, _id(prompt)), f"the embedding of the prompt {prompt!r}")
+        return Conditioning({name: value[None] for name, value in tensors.items()})
+
+
+def _checked_entries(entries: Sequence[Mapping[str, Any]]) -> Iterator[CacheEntry]:
+    """Entries as written; an id that is not 16 hex digits could name a file outside the folder."""
+    if not entries:
+        raise ValueError("it lists no clips")
+    for values in entries:
+        entry = CacheEntry(**values)
+        for field in fields(entry):
+            if not isinstance(getattr(entry, field.name), str):
+                raise ValueError(f"{field.name} of {entry.name!r} is not text")
+        for file in (entry.latents, entry.prompt):
+            if not re.fullmatch(r"[0-9a-f]{16}", file):
+                raise ValueError(f"{file!r}, a file of {entry.name!r}, is not 16 hex digits")
+        yield entry
+
+
+def _load(path: Path, what: str) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"{path.parent.parent} does not hold {what}; {MAKE_AGAIN}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path}, {what}, is damaged ({error}); {MAKE_AGAIN}") from error
+
+
+def _latents_path(folder: Path, name: str) -> Path:
+    return folder / "latents" / f"{name}.safetensors"
+
+
+def _prompt_path(folder: Path, name: str) -> Path:
+    return folder / "prompts" / f"{name}.safetensors"
+
+
+def _id(text: str) -> str:
+    """16 hex digits that stand for a name or a caption."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,262 @@
+"""The data of a run: captioned videos from a folder, or their latents from a cache.
+
+Axis legend: B batch, C = 3 colour channels, F frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from lightning_dfd.data.cache import LatentCache
+from lightning_dfd.data.dataset import (
+    Clip,
+    ClipVideos,
+    OrderedSamples,
+    Problem,
+    Sample,
+    SeededStream,
+    collate,
+    first_problems,
+    list_clips,
+)
+from lightning_dfd.data.files import replacing
+from lightning_dfd.data.video import VideoError, check_video
+from lightning_dfd.types import Batch, Conditioning, VideoSize
+
+
+class VideoDataModule(LightningDataModule):
+    """Captioned videos for training and for validation.
+
+    Give `folder` (videos, decoded while training), `cache` (latents and embeddings, made from a folder by
+    `lightning cache`), or both; with a cache, training reads nothing else.
+
+    The training data are an endless stream in which batch k depends on the seed and k alone, so that a resumed
+    run goes on where it stopped, with any number of workers.
+
+    Args:
+        folder: videos with metadata.jsonl, metadata.csv or a .txt caption beside each.
+        cache: a folder of latents made by `lightning cache`; None decodes and encodes while training.
+        frames: frames of a clip.
+        height: pixels; videos are scaled to cover height x width and cropped at the centre.
+        width: pixels.
+        fps: frames per second at which videos are read; None takes consecutive frames as stored.
+        batch_size: clips in a batch of one device.
+        num_workers: processes that decode beside the training; 0 decodes in the training process.
+        val_share: share of the clips held out for validation and test, between 0 and 1; if above 0, at least
+            one. Which ones is decided by their names alone, so adding clips moves none across.
+        seed: of the order of the training clips.
+
+    Attributes:
+        size: frames, height and width.
+        clips: the training clips, after `setup`. With a cache their paths are those of the latents.
+        held_out: the clips of validation and test, after `setup`.
+
+    Raises:
+        ValueError: neither folder nor cache is given, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        folder: str | None = None,
+        cache: str | None = None,
+        frames: int = 49,
+        height: int = 480,
+        width: int = 720,
+        fps: float | None = None,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        val_share: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if folder is None and cache is None:
+            raise ValueError("data.folder and data.cache are both empty; name a folder of videos, a cache, or both")
+        if min(frames, height, width, batch_size) < 1 or num_workers < 0 or (fps is not None and not fps > 0):
+            raise ValueError(
+                f"got frames {frames}, height {height}, width {width}, fps {fps}, batch_size {batch_size}, "
+                f"num_workers {num_workers}; all must be above 0, num_workers may be 0"
+            )
+        if not 0 <= val_share < 1:
+            raise ValueError(f"data.val_share must be at least 0 and below 1, got {val_share}")
+        self.folder = folder
+        self.cache = cache
+        self.size = VideoSize(frames, height, width)
+        self.fps = fps
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.val_share = val_share
+        self.seed = seed
+        self.clips: list[Clip] = []
+        self.held_out: list[Clip] = []
+        self._load: Callable[[int], Sample] | None = None
+        self._train: list[int] = []
+        self._val: list[int] = []
+
+    @cached_property
+    def latent_cache(self) -> LatentCache | None:
+        """The cache, opened on first use; None if there is none in the recipe."""
+        return None if self.cache is None else LatentCache.open(self.cache)
+
+    def require_teacher(self, identity: Mapping[str, str]) -> None:
+        """Raise ValueError if the cache was made for another teacher, size or frame rate. Without one, nothing."""
+        if self.latent_cache is not None:
+            self.latent_cache.require(identity, self.size, self.fps)
+
+    def negative_conditioning(self, prompt: str) -> Conditioning | None:
+        """The cached conditioning of a prompt, batch 1; None without a cache.
+
+        Raises:
+            ValueError: the cache does not hold it.
+        """
+        return None if self.latent_cache is None else self.latent_cache.conditioning(prompt)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the clips, check the videos (not those of a cache), and hold out the share for validation.
+
+        Raises:
+            FileNotFoundError: the folder or the cache is not there.
+            ValueError: no clip can be used, or none is left to train on.
+        """
+        if self._load is not None:
+            return
+        if self.latent_cache is not None:
+            cache = self.latent_cache
+            clips = [Clip(entry.name, cache.latents_path(i), entry.caption) for i, entry in enumerate(cache.entries)]
+            load = cache.load
+        else:
+            clips = self._usable_clips()
+            load = ClipVideos(tuple(clips), self.size, self.fps).load
+        held = set(held_out([clip.name for clip in clips], self.val_share))
+        if len(held) == len(clips):
+            raise ValueError(
+                f"data.val_share={self.val_share} holds out all {len(clips)} clips, none is left to train on; "
+                "lower it, or add clips"
+            )
+        self._val = sorted(held)
+        self._train = [index for index in range(len(clips)) if index not in held]
+        self.clips = [clips[index] for index in self._train]
+        self.held_out = [clips[index] for index in self._val]
+        self._load = load
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Endless batches; with a trainer from `global_step * lightning_module.accumulate` on."""
+        part = self._part(self._train)
+        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        stream = SeededStream(
+            part.load, len(self._train), self.seed, self.batch_size, self._consumed(), rank, world_size
+        )
+        return _StreamLoader(
+            stream, self._consumed, batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=collate
+        )
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """The held-out clips once, in order; an empty list if none are held out."""
+        if not self._val:
+            return []
+        samples = OrderedSamples(self._part(self._val).load, len(self._val))
+        return DataLoader(
+            samples,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=collate,
+        )
+
+    def test_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """As `val_dataloader`."""
+        return self.val_dataloader()
+
+    def _part(self, indices: Sequence[int]) -> _Part:
+        if self._load is None:
+            raise RuntimeError("the data are not set up; call setup() first (a Trainer does)")
+        return _Part(self._load, tuple(indices))
+
+    def _consumed(self) -> int:
+        """Batches that this rank has trained on, before a resume included."""
+        if self.trainer is None:
+            return 0
+        return self.trainer.global_step * int(getattr(self.trainer.lightning_module, "accumulate", 1))
+
+    def _usable_clips(self) -> list[Clip]:
+        """The folder's clips that pass `check_video`; the others are warned of and written to problems.json."""
+        assert self.folder is not None  # __init__ demands a folder or a cache
+        listing = list_clips(self.folder)
+        problems = list(listing.problems)
+        usable = []
+        for clip in tqdm(listing.clips, desc="checking videos", disable=not self._is_first_rank()):
+            try:
+                check_video(clip.path, self.size, self.fps)
+            except VideoError as error:
+                problems.append(Problem(clip.name, str(error)))
+            else:
+                usable.append(clip)
+        self._report(problems)
+        if not usable:
+            raise ValueError(f"no usable video in {self.folder}{first_problems(problems)}")
+        return usable
+
+    def _report(self, problems: Sequence[Problem]) -> None:
+        # asked of every rank, problems or not: log_dir is a collective operation
+        log_dir = None if self.trainer is None else self.trainer.log_dir
+        if not problems:
+            return
+        where = ""
+        if log_dir is not None:
+            path = Path(log_dir) / "problems.json"
+            where = f" (all in {path})"
+            if self._is_first_rank():
+                with replacing(path) as temporary:
+                    temporary.write_text(json.dumps([asdict(one) for one in problems], indent=1), encoding="utf-8")
+        rank_zero_warn(f"{self.folder}{where}{first_problems(problems)}")
+
+    def _is_first_rank(self) -> bool:
+        return self.trainer is None or self.trainer.is_global_zero
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some of the clips, numbered from 0. A class, as workers that are spawned cannot be given a closure."""
+
+    source: Callable[[int], Sample]
+    indices: tuple[int, ...]
+
+    def load(self, index: int) -> Sample:
+        return self.source(self.indices[index])
+
+
+class _StreamLoader(DataLoader[Any]):
+    """A DataLoader whose stream goes on where training stands whenever it is iterated anew.
+
+    A Trainer with limit_train_batches asks for a new iterator every epoch; a stream with a fixed start would
+    give every epoch the same clips. For the same reason workers do not outlive an iterator: they would keep the
+    start that they were made with.
+    """
+
+    def __init__(self, stream: SeededStream, consumed: Callable[[], int], **kwargs: Any) -> None:
+        super().__init__(stream, **kwargs)
+        self.stream = stream
+        self.consumed = consumed
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self.stream.start = self.consumed()
+        return super().__iter__()
+
+
+def held_out(names: Sequence[str], share: float) -> list[int]:
+    """Indices of the names whose stable hash lies in the lowest `share`; at least the lowest one if share > 0."""
+    if share <= 0 or not names:
+        return []
+    hashes = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 for name in names]
+    chosen = [index for index, value in enumerate(hashes) if value < share]
+    return chosen or [min(range(len(names)), key=hashes.__getitem__)]

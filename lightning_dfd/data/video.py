@@ -1,0 +1,230 @@
+"""Video files to tensors and back, by PyAV alone.
+
+Axis legend: C = 3 colour channels, F frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_dfd.data.files import replacing
+from lightning_dfd.types import VideoSize
+
+T = TypeVar("T")
+BT709 = 1  # FFmpeg's number for the colour space, its primaries and its transfer curve alike
+LIMITED_RANGE = 1  # FFmpeg's AVCOL_RANGE_MPEG
+
+
+class VideoError(ValueError):
+    """A video that cannot be used; the message names the file and the reason in one line."""
+
+
+class _Opened(NamedTuple):
+    container: av.container.InputContainer
+    stream: av.video.stream.VideoStream
+
+
+def read_video(path: str | Path, size: VideoSize, fps: float | None) -> Tensor:
+    """The first `size.frames` frames of a video, uint8 [C, F, H, W].
+
+    Frames are scaled to cover height x width and then cropped at the centre. No more frames are decoded than
+    are needed.
+
+    Args:
+        path: the video file.
+        size: frames and pixels of the result.
+        fps: frames per second of the result: for every time i / fps, counted from the first frame, the frame
+            whose time is nearest (the earlier of two). None for consecutive frames as stored.
+
+    Raises:
+        VideoError: the file is missing, broken, without video, or too short.
+    """
+    frames = []
+    with _open(path) as (container, stream):
+        for frame in islice(_chosen(container, stream, fps), size.frames):
+            frames.append(cover_and_crop(_pixels(frame), size.height, size.width))
+    _require_frames(path, len(frames), size.frames, fps)
+    return torch.stack(frames, dim=1)
+
+
+def check_video(path: str | Path, size: VideoSize, fps: float | None) -> None:
+    """A cheap test before training: the file opens, its first frame decodes, and it claims to be long enough.
+
+    A file whose end is missing may pass and then fail in `read_video`.
+
+    Raises:
+        VideoError: the file is missing, broken, without video, or by its own account too short.
+    """
+    with _open(path) as (container, stream):
+        first = next(iter(container.decode(stream)), None)
+        stated = _stated_frames(container, stream, fps)
+    if first is None:
+        _require_frames(path, 0, size.frames, fps)
+    if stated is not None:
+        _require_frames(path, stated, size.frames, fps)
+
+
+def write_video(path: str | Path, frames: Tensor | NDArray[np.uint8], fps: float) -> None:
+    """Write frames, uint8 [F, H, W, C], as an H.264 mp4. The same frames give the same bytes.
+
+    The file appears only when it is complete.
+
+    Raises:
+        ValueError: the frames are not uint8 [F, H, W, 3] with F >= 1 and even sides, or fps is not positive.
+    """
+    array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or not array.shape[0]:
+        raise ValueError(
+            f"{path}: got frames {array.dtype} {list(array.shape)}; need uint8 [F, H, W, 3] with at least one frame"
+        )
+    height, width = array.shape[1:3]
+    if height % 2 or width % 2 or not height or not width:
+        raise ValueError(f"{path}: H.264 needs even sides, got {height}x{width}; crop or pad the frames by one pixel")
+    if not fps > 0:
+        raise ValueError(f"{path}: fps must be above 0, got {fps}")
+    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = _h264_stream(container, height, width, fps)
+        for pixels in array:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709")))
+        container.mux(stream.encode())
+
+
+def _h264_stream(
+    container: av.container.OutputContainer, height: int, width: int, fps: float
+) -> av.video.stream.VideoStream:
+    """A stream near enough to lossless that small shapes stay sharp, with its colours labelled as they are."""
+    stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "12"})
+    stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+    context = stream.codec_context
+    context.thread_count = 1  # the order in which threads end must not decide the bytes
+    context.colorspace = context.color_primaries = context.color_trc = BT709
+    context.color_range = LIMITED_RANGE
+    return stream
+
+
+def cover_and_crop(frame: Tensor, height: int, width: int) -> Tensor:
+    """A frame, uint8 [C, H, W], scaled until it covers height x width, then cropped at the centre."""
+    rows, columns = frame.shape[1:]
+    scale = max(height / rows, width / columns)
+    scaled = max(height, round(rows * scale)), max(width, round(columns * scale))
+    if scaled != (rows, columns):
+        smooth = F.interpolate(frame[None].float(), scaled, mode="bilinear", antialias=True, align_corners=False)
+        frame = smooth[0].round().clamp(0, 255).to(torch.uint8)
+    top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
+    return frame[:, top : top + height, left : left + width].contiguous()
+
+
+def nearest_in_time(timed: Iterable[tuple[Fraction, T]], fps: float, last: Fraction = Fraction(0)) -> Iterator[T]:
+    """For every time i / fps the item of `timed` whose time is nearest, the earlier of two equally near ones.
+
+    The last item counts as shown for as long as the one before it (`last` seconds if there is only one), and
+    the choice ends with it. Exact: a time that falls half-way between two frames must not depend on rounding.
+
+    Args:
+        timed: (seconds, item) in the order of time, from 0.
+        fps: items per second to choose.
+        last: seconds for which an only item is shown.
+    """
+    step = 1 / Fraction(fps)
+    before: tuple[Fraction, T] | None = None
+    wanted = Fraction(0)
+    for time, item in timed:
+        while wanted <= time:
+            yield item if before is None or time - wanted < wanted - before[0] else before[1]
+            wanted += step
+        last = last if before is None else time - before[0]
+        before = time, item
+    while before is not None and wanted < before[0] + last:
+        yield before[1]
+        wanted += step
+
+
+@contextmanager
+def _open(path: str | Path) -> Iterator[_Opened]:
+    """The container and its first video stream, decoded by one thread; errors inside become VideoError."""
+    try:
+        # a downloaded playlist under a video's name must not make FFmpeg fetch what it points to
+        with av.open(
+            os.path.abspath(path), options={"protocol_whitelist": "file"}, metadata_errors="replace"
+        ) as container:
+            if not container.streams.video:
+                raise VideoError(f"{path}: no video stream in it")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            yield _Opened(container, stream)
+    except av.FFmpegError as error:
+        raise VideoError(f"{path}: {error.strerror or type(error).__name__}") from error
+
+
+def _chosen(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream, fps: float | None
+) -> Iterator[av.VideoFrame]:
+    """The frames to be read, as long as there are any."""
+    if fps is None:
+        yield from container.decode(stream)
+        return
+    gap = 1 / stream.average_rate if stream.average_rate else Fraction(0)
+    yield from nearest_in_time(_timed(container.decode(stream), gap), fps, last=gap)
+
+
+def _timed(frames: Iterable[av.VideoFrame], gap: Fraction) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """Frames with their exact seconds since the first; a frame that has no time follows the last by `gap`."""
+    start: Fraction | None = None
+    time = -gap
+    for frame in frames:
+        if frame.pts is None or frame.time_base is None:
+            time += gap
+        else:
+            shown = frame.pts * frame.time_base
+            start = shown if start is None else start
+            time = shown - start
+        yield time, frame
+
+
+def _pixels(frame: av.VideoFrame) -> Tensor:
+    """uint8 [C, H, W], turned as a player would show it: telephones store the turn beside the pixels."""
+    array = np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90)
+    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+
+
+def _stated_frames(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream, fps: float | None
+) -> int | None:
+    """How many frames the file says it has at `fps`; None where it does not say."""
+    if fps is None and stream.frames:
+        return int(stream.frames)
+    if stream.duration is not None and stream.time_base is not None:
+        seconds = stream.duration * stream.time_base
+    elif container.duration is not None:
+        seconds = Fraction(container.duration, av.time_base)
+    else:
+        return None
+    rate = stream.average_rate if fps is None else Fraction(fps)
+    if not rate or seconds <= 0:
+        return None
+    return -int(-seconds * rate // 1)  # rounded up: frame i counts if i / fps lies before the end
+
+
+def _require_frames(path: str | Path, found: int, needed: int, fps: float | None) -> None:
+    if found >= needed:
+        return
+    if not found:
+        raise VideoError(f"{path}: no frame in it could be decoded")
+    at, lower = (
+        ("", "data.frames") if fps is None else (f" at {fps:g} frames a second", "data.frames or raise data.fps")
+    )
+    raise VideoError(f"{path}: too short, {found} frames{at} where {needed} are needed; lower {lower}, or remove it")

