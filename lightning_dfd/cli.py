@@ -11,7 +11,10 @@ import difflib
 import os
 import re
 import sys
+import textwrap
 import traceback
+import warnings
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,15 +37,23 @@ OWN_COMMANDS = {
     "sample": "make videos with the student or the teacher",
     "export": "write the student as a diffusers pipeline or a LoRA file",
 }
+PARTS = ("model", "data", "trainer")
+NOT_KEYS = ("help", "config", "print_config", "weights_only")
 FABRIC_COMMANDS = ("run", "consolidate")  # Lightning's own `lightning` commands, passed on to it
+HARMLESS = (  # warnings that mean nothing here
+    "Total length of `list` across ranks is zero",  # no clips are held out
+    r"Found \d+ module\(s\) in eval mode",  # networks stay in it on purpose, see Roles.train
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning's own
+)
 USAGE = "\n".join(
     [
         "usage: lightning COMMAND -c recipe.yaml [--key value ...]",
         "",
         *(f"  {name:9} {what}" for name, what in OWN_COMMANDS.items()),
         "",
-        "  lightning COMMAND --help                 the keys of a command, a line each",
-        "  lightning COMMAND --trainer.help         all keys of one part: trainer, model or data",
+        "  lightning COMMAND --help [model|data|trainer]     the keys that a recipe or the command line can set",
+        "  lightning fit --model.student_optimizer.help torch.optim.Adam     those of one class; also for",
+        "                --model.lr_scheduler, --trainer.logger, --trainer.callbacks, --trainer.strategy",
         "  lightning COMMAND -c recipe.yaml --print_config     the whole recipe, resolved",
         "",
         "Example: lightning fit -c recipes/cogvideox_dmd2.yaml --data.folder my_videos",
@@ -55,24 +66,55 @@ class OneLineParser(LightningArgumentParser):
     """Answers a mistake with one line and, for a misspelt key, the nearest ones."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        lines = [line.strip(" -") for line in str(message).splitlines() if line.strip(" -")]
-        line = lines[-1] if lines else str(message)
-        unknown = re.search(r"[Kk]ey '([^']+)'|arguments?: --([\w.+]+)|Option '([^']+)' is not accepted", line)
-        if unknown:
-            wrong = next(group for group in unknown.groups() if group)
-            line += did_you_mean(wrong, known_keys(self))
-        self.exit(2, f"lightning: error: {line}\n")
+        self.exit(2, f"lightning: error: {one_line(str(message), known_keys(self))}\n")
+
+
+UNKNOWN_KEY = re.compile(r"(?:[Kk]ey|[Oo]ption) '([^']+)'|unrecognized arguments?: --([\w.+]+)")
+
+
+def one_line(message: str, keys: Sequence[str]) -> str:
+    """The last line of jsonargparse's report, with the key that it is about and, if that is unknown, a hint."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")] or [message]
+    line = lines[-1].replace("typing.", "").replace("<class '", "").replace("'>", "")
+    about = re.search(r'[Pp]arser key "([^"]+)"', message)
+    if about and about.group(1) not in line:
+        line = f"{about.group(1)}: {line}"
+    unknown = UNKNOWN_KEY.search(line)
+    if unknown:
+        line += did_you_mean(unknown.group(1) or unknown.group(2), keys)
+    return line
 
 
 def known_keys(parser: Any) -> list[str]:
     """Every dotted key of a parser and of its subcommands."""
     keys: list[str] = []
     for action in parser._actions:
-        if action.dest and action.dest not in ("help", "config", "print_config"):
+        if action.option_strings and action.dest not in NOT_KEYS:
             keys.append(action.dest)
         for subparser in (getattr(action, "_name_parser_map", None) or {}).values():
             keys += known_keys(subparser)
     return keys
+
+
+def command_help(command: str, part: str | None, parser: Any) -> str:
+    """The keys of a command, or of one part of its recipe, with what they mean.
+
+    Without a part the trainer's are left out: they are Lightning's own, and as many as all others.
+    """
+    lines = [f"lightning {command} -c recipe.yaml [--key value ...]: {OWN_COMMANDS[command]}", ""]
+    for action in parser._actions:
+        root = action.dest.split(".")[0]
+        shown = root == part if part else root != "trainer"
+        if not shown or not action.option_strings or action.dest in NOT_KEYS or action.metavar == "CONFIG":
+            continue
+        if action.dest.endswith(".help"):  # said once, below
+            continue
+        plain = isinstance(action.default, (str, int, float, list)) and action.default not in (SUPPRESS, "")
+        text = f"{action.help or ''}" + (f" [{action.default}]" if plain else "")
+        name = f"  {action.option_strings[0]} {action.metavar if str(action.metavar).startswith('{') else ''}".rstrip()
+        wrapped = textwrap.wrap(" ".join(text.replace("%%", "%").split()), 100) or [""]
+        lines += [name, *(f"      {line}" for line in wrapped)]
+    return "\n".join([*lines, "", *USAGE.splitlines()[9:13]])
 
 
 def did_you_mean(wrong: str, keys: Sequence[str]) -> str:
@@ -81,8 +123,8 @@ def did_you_mean(wrong: str, keys: Sequence[str]) -> str:
     near = difflib.get_close_matches(wrong, keys, n=2, cutoff=0.75)
     last = wrong.rsplit(".", 1)[-1]
     by_last = {key.rsplit(".", 1)[-1]: key for key in keys}
-    near += [by_last[match] for match in difflib.get_close_matches(last, list(by_last), n=2, cutoff=0.7)]
-    return f" Did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
+    near += [by_last[match] for match in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.7)]
+    return f" Did you mean {' or '.join(list(dict.fromkeys(near))[:2])}?" if near else ""
 
 
 class DistillationCLI(LightningCLI):
@@ -99,6 +141,14 @@ class DistillationCLI(LightningCLI):
         if subcommand in ("fit", "validate", "test"):
             parser.set_defaults({"weights_only": True})  # no pickled code from a checkpoint
         return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        words = list(args or [])
+        if words and ({"--help", "-h"} & set(words)):
+            part = next((word for word in words[1:] if word in PARTS), None)
+            print(command_help(words[0], part, self._subcommand_parsers[words[0]]))
+            raise SystemExit(0)
+        super().parse_arguments(parser, words)
 
     def _parse_ckpt_path(self) -> None:
         """Checkpoints hold no hyperparameters that could beat the recipe and the command line."""
@@ -162,6 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"lightning: error: there is no command {words[0]!r}.{near} Commands: {', '.join(OWN_COMMANDS)}")
     try:
         run(expand_inherited(words))
+    except BrokenPipeError:  # the reader of our output, a pager say, has had enough
+        sys.exit(1)
     except (ValueError, OSError, RuntimeError, OmegaConfBaseException) as error:
         if not (_is_ours(error) or isinstance(error, OmegaConfBaseException)) or os.environ.get("DFD_TRACEBACK"):
             raise
@@ -171,6 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: list[str]) -> DistillationCLI:
     """LightningCLI on these arguments, with `${...}` resolved over all recipes and overrides together."""
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    for harmless in HARMLESS:
+        warnings.filterwarnings("ignore", message=harmless)
     program, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns of arguments that it was not given by hand
     try:
         return DistillationCLI(

@@ -130,6 +130,7 @@ class LoraRoles(Roles):
         self._switch("teacher")
         if checkpointing:
             _checkpoint_blocks(transformer, lambda: self.act_as(self._live))
+        self.eval()
 
     def _switch(self, role: Role) -> None:
         self._live = role
@@ -166,6 +167,7 @@ class FullRoles(Roles):
             if checkpointing and role in TRAINED:
                 _checkpoint_blocks(network, nullcontext)
             self.networks[role] = network
+        self.eval()
 
     def act_as(self, role: Role) -> AbstractContextManager[nn.Module]:
         self._check(role)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_dfd.data import VideoDataModule, write_cache, write_video
+from lightning_dfd.data import VideoDataModule, list_clips, write_cache, write_video
 from lightning_dfd.export import ExportFormat, ExportReport, export_student
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.pictures import contact_sheet, enlarge, to_frames, video_grid
@@ -37,9 +37,10 @@ class DistillationTrainer(Trainer):
             raise ValueError("cache needs data.folder (videos to read) and data.cache (the folder to write)")
         model.backbone.check_size(datamodule.size)
         model.backbone.to(self.strategy.root_device)
+        listing = list_clips(datamodule.folder)
         report = write_cache(
             model.backbone,
-            datamodule.folder,
+            listing.clips,
             datamodule.cache,
             datamodule.size,
             datamodule.fps,
@@ -47,8 +48,8 @@ class DistillationTrainer(Trainer):
             batch_size=encode_batch_size,
         )
         rank_zero_info(f"{datamodule.cache}: {report.written} clips written, {report.kept} were there")
-        for problem in report.problems:
-            rank_zero_info(f"left out {problem.name}: {problem.reason}")
+        for problem in (*listing.problems, *report.problems):
+            rank_zero_info(f"left out {problem}")
 
     def sample(
         self,

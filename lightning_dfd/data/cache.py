@@ -147,7 +147,7 @@ def _is_current(folder: Path, clip: Clip, source: CacheSource, left_out: dict[st
     try:
         made_from = _made_from(clip, source)
     except VideoError as error:
-        left_out[clip.name] = Problem(clip.name, str(error))
+        left_out[clip.name] = Problem.of(clip, error)
         return False
     return _metadata(_latents_path(folder, _id(clip.name))) == made_from
 
@@ -164,7 +164,7 @@ def _encode_group(
             made_from = _made_from(clip, source)
             videos.append(read_video(clip.path, source.size, source.fps))
         except VideoError as error:
-            left_out[clip.name] = Problem(clip.name, str(error))
+            left_out[clip.name] = Problem.of(clip, error)
         else:
             stamps.append((_id(clip.name), made_from))
     if not videos:

@@ -198,7 +198,7 @@ class VideoDataModule(LightningDataModule):
             try:
                 check_video(clip.path, self.size, self.fps)
             except VideoError as error:
-                problems.append(Problem(clip.name, str(error)))
+                problems.append(Problem.of(clip, error))
             else:
                 usable.append(clip)
         self._report(problems)

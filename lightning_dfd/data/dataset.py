@@ -46,6 +46,11 @@ class Problem:
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
 
+    @staticmethod
+    def of(clip: Clip, error: VideoError) -> Problem:
+        """A clip's problem, its folder not repeated in the reason."""
+        return Problem(clip.name, str(error).removeprefix(f"{clip.path}: "))
+
 
 @dataclass(frozen=True)
 class Listing:

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import math
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightning_dfd.data import VideoError, check_video, read_video, write_video
+from lightning_dfd.data.video import cover_and_crop, nearest_in_time
+from lightning_dfd.types import VideoSize
+
+BIKES = VideoSize(frames=12, height=272, width=640)
+
+
+def decode_all(path):
+    """Every frame, uint8 [F, H, W, C], with its exact time: another way through PyAV than read_video's."""
+    with av.open(str(path)) as container:
+        shown = [(frame.pts * frame.time_base, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    return [time for time, _ in shown], np.stack([pixels for _, pixels in shown])
+
+
+def as_clip(frames):
+    return torch.from_numpy(frames).permute(3, 0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def bikes(real_videos):
+    return decode_all(real_videos / "bikes.mp4")
+
+
+@pytest.mark.parametrize("fps", [None, 25, 8, 10, 7.3, 60])
+def test_frame_rate_against_a_full_decode(real_videos, bikes, fps):
+    times, frames = bikes
+    wanted = list(range(12))
+    if fps is not None:
+        targets = [Fraction(i) / Fraction(fps) for i in range(12)]
+        wanted = [min(range(len(times)), key=lambda j: (abs(times[j] - t), j)) for t in targets]
+    clip = read_video(real_videos / "bikes.mp4", BIKES, fps)
+    assert clip.dtype == torch.uint8
+    assert torch.equal(clip, as_clip(frames[wanted]))
+
+
+def test_frame_rate_of_a_video_with_an_odd_rate_and_of_one_with_sound(real_videos):
+    for name, fps in (("carphone_pristine.mp4", 8), ("bigbuckbunny.mp4", 6)):
+        times, frames = decode_all(real_videos / name)
+        wanted = [min(range(len(times)), key=lambda j: (abs(times[j] - Fraction(i, fps)), j)) for i in range(9)]
+        clip = read_video(real_videos / name, VideoSize(9, *frames.shape[1:3]), fps)
+        assert torch.equal(clip, as_clip(frames[wanted]))
+
+
+def test_nearest_in_time_with_a_variable_frame_rate():
+    shown = [(Fraction(ms, 1000), ms) for ms in (0, 30, 200, 210, 500)]
+    # at 0, 100, ..., 700 ms: 100 is nearer to 30, 600 and 700 still show the last frame, which lasts 290 ms
+    assert list(nearest_in_time(shown, 10.0)) == [0, 30, 200, 210, 500, 500, 500, 500]
+    assert list(nearest_in_time(shown, 5.0)) == [0, 200, 500, 500]  # 400 ms; 600 ms
+    assert list(nearest_in_time([(Fraction(0), "a")], 10.0, last=Fraction(1, 4))) == ["a", "a", "a"]
+    assert list(nearest_in_time([(Fraction(0), "a"), (Fraction(1, 5), "b")], 10.0)) == ["a", "a", "b", "b"]  # a tie
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (100, 40), (32, 150), (300, 700), (272, 640)])
+def test_resize_and_crop_against_pillow(bikes, height, width):
+    frame = bikes[1][3]
+    rows, columns = frame.shape[:2]
+    scale = max(height / rows, width / columns)
+    scaled_height, scaled_width = max(height, round(rows * scale)), max(width, round(columns * scale))
+    image = Image.fromarray(frame).resize((scaled_width, scaled_height), Image.Resampling.BILINEAR)
+    left, top = (scaled_width - width) // 2, (scaled_height - height) // 2
+    reference = np.asarray(image.crop((left, top, left + width, top + height))).astype(int)
+    ours = cover_and_crop(torch.from_numpy(frame).permute(2, 0, 1), height, width).permute(1, 2, 0).numpy()
+    assert ours.shape == (height, width, 3)
+    assert np.abs(ours - reference).max() <= 1  # Pillow works with fixed-point weights
+
+
+def test_read_video_resizes_every_frame(real_videos, bikes):
+    clip = read_video(real_videos / "bikes.mp4", VideoSize(3, 48, 64), None)
+    frames = as_clip(bikes[1][:3])
+    assert torch.equal(clip, torch.stack([cover_and_crop(frames[:, i], 48, 64) for i in range(3)], dim=1))
+
+
+def test_write_then_read(tmp_path, bikes):
+    frames = bikes[1][:9]
+    write_video(tmp_path / "a.mp4", torch.from_numpy(frames), 12.5)
+    write_video(tmp_path / "b.mp4", frames, 12.5)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
+    times, shown = decode_all(tmp_path / "a.mp4")
+    assert times == [Fraction(2 * i, 25) for i in range(9)]
+    error = shown.astype(float) - frames
+    assert 10 * math.log10(255**2 / np.mean(error**2)) > 34  # dB; half of the loss is 4:2:0 colour
+    assert abs(error.mean(axis=(0, 1, 2))).max() < 1  # no cast: colours are written as they are labelled
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+
+
+def test_saturated_colours_survive(tmp_path):
+    colours = np.array([[220, 45, 45], [45, 180, 65], [50, 85, 230], [240, 205, 45]], dtype=np.uint8)
+    frames = np.broadcast_to(colours.repeat(16, axis=0)[None, None], (3, 32, 64, 3))
+    write_video(tmp_path / "a.mp4", frames, 8)
+    clip = read_video(tmp_path / "a.mp4", VideoSize(3, 32, 64), None)
+    middle = clip[:, 1, 16, 8::16].T.numpy().astype(int)
+    assert np.abs(middle - colours).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "message"),
+    [
+        (np.zeros((2, 15, 16, 3), np.uint8), 8, "even sides, got 15x16"),
+        (np.zeros((2, 16, 16, 3), np.float32), 8, "float32"),
+        (np.zeros((2, 3, 16, 16), np.uint8), 8, r"\[2, 3, 16, 16\]; need uint8 \[F, H, W, 3\]"),
+        (np.zeros((0, 16, 16, 3), np.uint8), 8, "at least one frame"),
+        (np.zeros((2, 16, 16, 3), np.uint8), 0, "fps must be above 0"),
+    ],
+)
+def test_write_refuses(tmp_path, frames, fps, message):
+    with pytest.raises(ValueError, match=message):
+        write_video(tmp_path / "a.mp4", frames, fps)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, make_clip, monkeypatch):
+    path = make_clip(tmp_path / "a.mp4")
+    before = path.read_bytes()
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("full disk")
+
+    monkeypatch.setattr(av.VideoFrame, "from_ndarray", fail)
+    with pytest.raises(RuntimeError, match="full disk"):
+        make_clip(path, shade=90)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def sound_only(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("read", [read_video, check_video])
+def test_broken_files_are_named(tmp_path, real_videos, read):
+    whole = (real_videos / "bikes.mp4").read_bytes()
+    contents = {
+        "noise.mp4": np.random.default_rng(0).bytes(5000),
+        "empty.mp4": b"",
+        "cut.mp4": whole[: len(whole) // 2],  # its index stood at the end
+        "text.mp4": b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.mp4\n",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    sound_only(tmp_path / "sound.mp4")
+    for name in (*contents, "sound.mp4", "missing.mp4"):
+        with pytest.raises(VideoError, match=name) as caught:
+            read(tmp_path / name, VideoSize(9, 16, 16), None)
+        assert "\n" not in str(caught.value)
+        if name == "sound.mp4":
+            assert "no video stream" in str(caught.value)
+
+
+def move_index_to_the_front(data):
+    """An mp4 with its moov atom first, so that it opens even when its end is missing."""
+    atoms, position = [], 0
+    while position < len(data):
+        size, kind = struct.unpack(">I4s", data[position : position + 8])
+        atoms.append((kind, data[position : position + size]))
+        position += size
+    names = [kind for kind, _ in atoms]
+    moov = bytearray(dict(atoms)[b"moov"])
+    before = sum(len(atom) for kind, atom in atoms[: names.index(b"moov")] if kind != b"ftyp")
+    assert before > 0
+    at = moov.find(b"stco")
+    (count,) = struct.unpack(">I", moov[at + 8 : at + 12])
+    for entry in range(count):
+        place = slice(at + 12 + 4 * entry, at + 16 + 4 * entry)
+        moov[place] = struct.pack(">I", struct.unpack(">I", moov[place])[0] + len(moov))
+    rest = [atom for kind, atom in atoms if kind not in (b"ftyp", b"moov")]
+    return b"".join([dict(atoms)[b"ftyp"], bytes(moov), *rest])
+
+
+def test_a_file_without_its_end_passes_the_check_but_not_the_reading(tmp_path, make_clip):
+    rng = np.random.default_rng(0)
+    write_video(tmp_path / "a.mp4", rng.integers(0, 255, (9, 64, 64, 3), dtype=np.uint8), 8)
+    data = move_index_to_the_front((tmp_path / "a.mp4").read_bytes())
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(data)
+    size = VideoSize(9, 64, 64)
+    assert torch.equal(read_video(path, size, None), read_video(tmp_path / "a.mp4", size, None))
+    path.write_bytes(data[: int(0.7 * len(data))])
+    check_video(path, size, None)
+    with pytest.raises(VideoError, match=r"cut\.mp4"):
+        read_video(path, size, None)
+
+
+@pytest.mark.parametrize("read", [read_video, check_video])
+def test_too_short_says_how_many_there_are(tmp_path, make_clip, read):
+    path = make_clip(tmp_path / "short.mp4", frames=9, fps=8)
+    with pytest.raises(VideoError, match=r"short\.mp4: too short, 9 frames where 13 are needed; lower data\.frames"):
+        read(path, VideoSize(13, 16, 24), None)
+    with pytest.raises(VideoError, match="5 frames at 4 frames a second where 9 are needed; .*raise data.fps"):
+        read(path, VideoSize(9, 16, 24), 4)
+    with pytest.raises(VideoError, match="9 frames at 8 frames a second where 10 are needed"):
+        read(path, VideoSize(10, 16, 24), 8)
+    for frames, fps in ((9, None), (9, 8), (5, 4), (18, 16)):
+        read(path, VideoSize(frames, 16, 24), fps)
+
+
+def test_a_telephone_s_turned_video_stands_upright(tmp_path):
+    frames = np.zeros((2, 16, 32, 3), np.uint8)
+    frames[:, :, :16] = 230  # bright on the left; turned a quarter clockwise: bright on top
+    write_video(tmp_path / "a.mp4", frames, 8)
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    at = data.find(b"tkhd") + 4 + 40  # version 0: the matrix stands 40 bytes into the atom
+    straight = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    assert data[at : at + 36] == straight
+    data[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 16 << 16, 0, 1 << 30)
+    (tmp_path / "turned.mp4").write_bytes(data)
+    clip = read_video(tmp_path / "turned.mp4", VideoSize(2, 32, 16), None)
+    assert clip[:, :, :12].float().mean() > 200
+    assert clip[:, :, 20:].float().mean() < 30
+
+
+def test_a_gif_and_a_still_are_videos_of_their_length(tmp_path):
+    pictures = [Image.new("RGB", (24, 16), (shade, 0, 0)) for shade in (10, 100, 200)]
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=100)
+    clip = read_video(Path(tmp_path / "a.gif"), VideoSize(3, 16, 24), None)
+    assert (clip[0, :, 8, 8].int() - torch.tensor([10, 100, 200])).abs().max() <= 3
+    check_video(tmp_path / "a.gif", VideoSize(3, 16, 24), None)
+    pictures[0].save(tmp_path / "still.gif")
+    with pytest.raises(VideoError, match="1 frames where 3"):
+        read_video(tmp_path / "still.gif", VideoSize(3, 16, 24), None)
