@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
@@ -181,8 +182,6 @@ def _reload(backbone: Backbone, folder: Path, format: ExportFormat) -> Any:
 
 
 def _scheduler_class(folder: Path) -> Any:
-    import diffusers
-
     name = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
     return getattr(diffusers, name)
 
@@ -207,8 +206,6 @@ def model_card(module: DistillationModule, report: ExportReport, size: VideoSize
     """README.md of an export: what it is, and the code that runs it."""
     backbone = module.backbone
     pipeline = DiffusionPipeline.load_config(backbone.source)["_class_name"]
-    import diffusers
-
     call = call_arguments(backbone, getattr(diffusers, pipeline), size, report.network_calls)
     arguments = "".join(f", {name}={value}" for name, value in call.items())
     dtype = str(backbone.dtype)

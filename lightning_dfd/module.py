@@ -20,7 +20,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from lightning_dfd.backbones import backbone_from_pretrained
-from lightning_dfd.noise import shift_time
+from lightning_dfd.data import VideoDataModule
+from lightning_dfd.noise import NoiseSchedule, shift_time
 from lightning_dfd.objectives import (
     dmd_gradient,
     draw_forcing,
@@ -258,13 +259,13 @@ class DistillationModule(LightningModule):
         """Mean |x0 - real| of student and teacher at the student's times, on held-out clips and fixed noise."""
         real, cond = self.encode(batch)
         generator = torch.Generator(self.device).manual_seed(_hash_seed(self.seed, stage, batch_idx))
-        for role in (self.best_student, "teacher"):
+        eps = torch.randn(real.shape, generator=generator, device=real.device)
+        roles: dict[str, Role] = {"student": self.best_student, "teacher": "teacher"}
+        for name, role in roles.items():
             gaps = []
-            for time_ in self.sampling.steps:
-                t = real.new_full((len(real),), time_, dtype=torch.float64)
-                eps = torch.randn(real.shape, generator=generator, device=real.device)
+            for step in self.sampling.steps:
+                t = real.new_full((len(real),), step, dtype=torch.float64)
                 gaps.append(paired_gap(real, self.x0(role, self.schedule.add_noise(real, eps, t), t, cond)))
-            name = "teacher" if role == "teacher" else "student"
             self.log(f"{stage}/{name}_x0_error", torch.stack(gaps).mean(), batch_size=len(real), sync_dist=True)
 
     # ---- sampling -----------------------------------------------------------------------------------------
@@ -295,7 +296,7 @@ class DistillationModule(LightningModule):
     # ---- networks, conditions, checkpoints ----------------------------------------------------------------
 
     @property
-    def schedule(self) -> Any:
+    def schedule(self) -> NoiseSchedule:
         return self.backbone.schedule
 
     @property
@@ -306,7 +307,7 @@ class DistillationModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
-        if getattr(datamodule, "size", None) is not None:
+        if isinstance(datamodule, VideoDataModule):
             self.backbone.check_size(datamodule.size)
             datamodule.require_teacher(self.backbone.identity())
 
@@ -340,8 +341,9 @@ class DistillationModule(LightningModule):
         """The negative prompt's conditioning, from the cache or encoded once, where `like` lives."""
         if self.negative is None:
             datamodule = getattr(self._trainer, "datamodule", None)
-            cached = getattr(datamodule, "negative_conditioning", lambda prompt: None)(self.dmd.negative_prompt)
-            self.negative = cached or self.backbone.encode_prompts([self.dmd.negative_prompt])
+            prompt = self.dmd.negative_prompt
+            cached = datamodule.negative_conditioning(prompt) if isinstance(datamodule, VideoDataModule) else None
+            self.negative = cached or self.backbone.encode_prompts([prompt])
         name, tensor = next(iter(like.tensors.items()))
         if self.negative[name].device != tensor.device:
             self.negative = self.negative.to(tensor.device)

@@ -73,7 +73,8 @@ class Roles(nn.Module, ABC):
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
         """ema <- decay * ema + (1 - decay) * student."""
-        torch._foreach_lerp_(self.parameters_of("ema"), self.parameters_of("student"), 1.0 - decay)
+        average: list[Tensor] = [*self.parameters_of("ema")]
+        torch._foreach_lerp_(average, [*self.parameters_of("student")], 1.0 - decay)
 
     def train(self, mode: bool = True) -> Roles:
         """Stays in evaluation mode: dropout would make teacher and student disagree by chance."""
@@ -111,15 +112,15 @@ class LoraRoles(Roles):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.held = ("student", "fake", "ema") if ema else ("student", "fake")
+        self.held = (*TRAINED, "ema") if ema else TRAINED
         transformer.requires_grad_(False)
         self.config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights=True)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are meant here
-            for name in self.held:
+            for role in self.held:
                 # Adapters of student and average start alike. PEFT draws from the global generator.
-                torch.manual_seed(seed + TRAINED.index(name if name in TRAINED else "student"))
-                inject_adapter_in_model(copy.deepcopy(self.config), transformer, adapter_name=name)
+                torch.manual_seed(seed + (role == "fake"))
+                inject_adapter_in_model(copy.deepcopy(self.config), transformer, adapter_name=role)
         self.base = transformer
         self._layers = [layer for layer in transformer.modules() if isinstance(layer, BaseTunerLayer)]
         for name, parameter in transformer.named_parameters():
@@ -160,7 +161,7 @@ class FullRoles(Roles):
 
     def __init__(self, transformer: nn.Module, ema: bool = False, checkpointing: bool = False) -> None:
         super().__init__()
-        self.held = ("student", "fake", "ema") if ema else ("student", "fake")
+        self.held = (*TRAINED, "ema") if ema else TRAINED
         self.networks = nn.ModuleDict({"teacher": transformer.requires_grad_(False)})
         for role in self.held:
             network = copy.deepcopy(transformer).float().requires_grad_(role in TRAINED)

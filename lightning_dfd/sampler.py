@@ -6,6 +6,7 @@ Training rollouts, validation, `lightning sample` and the check of an export all
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,13 +38,10 @@ def roll_to(
         draw: gives the fresh noise of `renoise`, for latents of the shape that it is handed.
         on_step: called after every network call, for a progress bar.
     """
-    for now, then in zip(times[:-1], times[1:], strict=True):
+    for now, then in itertools.pairwise(times):
         t, t_next = (x.new_full((len(x),), time, dtype=torch.float64) for time in (now, then))
         x0 = denoise(x, t)
-        if kind == "ode":
-            x = schedule.ode_step(x0, x, t, t_next)
-        else:
-            x = schedule.add_noise(x0, draw(x), t_next)
+        x = schedule.ode_step(x0, x, t, t_next) if kind == "ode" else schedule.add_noise(x0, draw(x), t_next)
         if on_step is not None:
             on_step()
     return x

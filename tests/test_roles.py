@@ -159,9 +159,7 @@ def test_average_follows_the_student(backbone: Backbone, mode: str) -> None:
     stir(roles)
     old = [p.clone() for p in roles.parameters_of("ema")]
     roles.update_average(0.9)
-    for new, before, student in zip(
-        roles.parameters_of("ema"), old, roles.parameters_of("student"), strict=True
-    ):
+    for new, before, student in zip(roles.parameters_of("ema"), old, roles.parameters_of("student"), strict=True):
         torch.testing.assert_close(new.data, 0.9 * before.data + 0.1 * student.data)
         assert not new.requires_grad
 

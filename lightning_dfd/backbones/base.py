@@ -38,9 +38,7 @@ class Backbone(ABC):
 
     lora_targets: ClassVar[tuple[str, ...]]  # names of the linear layers that LoRA adapts
 
-    def __init__(
-        self, source: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None
-    ) -> None:
+    def __init__(self, source: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None) -> None:
         self.source = str(source)
         self.dtype = dtype
         self.device = torch.device("cpu")

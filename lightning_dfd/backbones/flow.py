@@ -38,7 +38,7 @@ def few_step_flow_scheduler(steps: Sequence[float], kind: SampleKind) -> Any:
     for _ in range(50):
         gap = (1.0 - shift_time(0.001, baked)) / (num - 1)
         baked = shift * num * gap / (shift * num * gap - (shift - 1.0))
-    scheduler = FlowMatchEulerDiscreteScheduler(
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(
         shift=baked, shift_terminal=last, stochastic_sampling=kind == "renoise"
     )
     scheduler.set_timesteps(num)

@@ -50,7 +50,9 @@ def _import_backbone(path: str) -> type[Backbone]:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"model.backbone {path!r} cannot be imported: {error}; give package.module.ClassName") from error
+        raise ValueError(
+            f"model.backbone {path!r} cannot be imported: {error}; give package.module.ClassName"
+        ) from error
     if not (isinstance(found, type) and issubclass(found, Backbone)):
         raise ValueError(f"model.backbone {path!r} is not a subclass of lightning_dfd.Backbone")
     return found

@@ -123,10 +123,9 @@ def write_cache(
     if (folder / INDEX).exists():
         LatentCache.open(folder).source.refuse(folder, source, ELSEWHERE)
     left_out: dict[str, Problem] = {}
-    todo = [clip for clip in clips if not _is_current(folder, clip, source, left_out)]
-    kept = len(clips) - len(todo) - len(left_out)
-    todo = [clip for clip in todo if clip.name not in left_out]
-    with tqdm(total=len(clips), initial=len(clips) - len(todo), desc="latents", disable=not progress) as bar:
+    todo = [clip for clip in clips if not _is_current(folder, clip, source)]
+    kept = len(clips) - len(todo)
+    with tqdm(total=len(clips), initial=kept, desc="latents", disable=not progress) as bar:
         for start in range(0, len(todo), batch_size):
             group = todo[start : start + batch_size]
             _encode_group(backbone, group, folder, source, left_out)
@@ -142,12 +141,11 @@ def write_cache(
     return CacheReport(written=len(done) - kept, kept=kept, problems=problems)
 
 
-def _is_current(folder: Path, clip: Clip, source: CacheSource, left_out: dict[str, Problem]) -> bool:
+def _is_current(folder: Path, clip: Clip, source: CacheSource) -> bool:
     """Whether a clip's latents are there, whole, and of the file as it is now."""
     try:
         made_from = _made_from(clip, source)
-    except VideoError as error:
-        left_out[clip.name] = Problem.of(clip, error)
+    except VideoError:  # the video is gone: `_encode_group` meets the same error and reports it
         return False
     return _metadata(_latents_path(folder, _id(clip.name))) == made_from
 

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import av
 import numpy as np
 import torch
 import torch.nn.functional as F
+from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,6 +27,12 @@ from lightning_dfd.types import VideoSize
 T = TypeVar("T")
 BT709 = 1  # FFmpeg's number for the colour space, its primaries and its transfer curve alike
 LIMITED_RANGE = 1  # FFmpeg's AVCOL_RANGE_MPEG
+
+# FFmpeg's fast conversion to RGB rounds down, which darkens by more than one level of 255 on average. PyAV before
+# 18 (all there is for Python 3.10) cannot be asked for the exact one.
+TO_RGB: dict[str, Any] = {"format": "rgb24"}
+if hasattr(Interpolation, "ACCURATE_RND"):
+    TO_RGB["interpolation"] = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
 class VideoError(ValueError):
@@ -197,7 +204,7 @@ def _timed(frames: Iterable[av.VideoFrame], gap: Fraction) -> Iterator[tuple[Fra
 
 def _pixels(frame: av.VideoFrame) -> Tensor:
     """uint8 [C, H, W], turned as a player would show it: telephones store the turn beside the pixels."""
-    array = np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90)
+    array = np.rot90(frame.to_ndarray(**TO_RGB), k=frame.rotation // 90)
     return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
 
 

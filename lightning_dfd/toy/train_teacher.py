@@ -4,7 +4,7 @@
 
 First the video VAE, then the transformer on its latents (v-prediction with CogVideoX's own zero-terminal-SNR
 schedule, empty captions for a tenth of the batch so that guidance works), then the gate that the shipped
-weights passed: `--guidance 50`-step samples are decoded and compared with the world. The text encoder is a
+weights passed: 50-step guided samples are decoded and compared with the world. The text encoder is a
 random T5 that stays as it was drawn: its word vectors are distinct, which is all that twelve captions need.
 
 Weights are stored in half precision and loaded as float32. One thread is the fastest way on a small CPU.
@@ -17,6 +17,7 @@ import copy
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +31,10 @@ from diffusers import (
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from transformers import T5Config, T5EncoderModel
 
 from lightning_dfd.noise import schedule_from_config
+from lightning_dfd.tiny import text_encoder, text_tokenizer
 from lightning_dfd.toy import world
 from lightning_dfd.toy.measure import WorldReport, compare_with_world
 
@@ -49,20 +51,6 @@ SCHEDULER = CogVideoXDDIMScheduler(
     snr_shift_scale=1.0,  # the factor 3 of CogVideoX-2B is for its larger latents
     timestep_spacing="trailing",
 )
-
-
-def build_tokenizer() -> T5Tokenizer:
-    """A T5 tokenizer of the captions' words, with single letters for everything else."""
-    words = sorted({word for text in world.CAPTIONS for word in text.split()})
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -6.0)]
-    pieces += [(f"▁{word}", -1.0) for word in words]
-    pieces += [(letter, -8.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
-    return T5Tokenizer(vocab=pieces, extra_ids=0)
-
-
-def build_text_encoder(vocabulary: int) -> T5EncoderModel:
-    config = T5Config(vocab_size=vocabulary, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
-    return T5EncoderModel(config).eval().requires_grad_(False)
 
 
 def build_vae() -> AutoencoderKLCogVideoX:
@@ -106,7 +94,7 @@ def cosine(step: int, steps: int, warmup: int = 100) -> float:
     return min((step + 1) / warmup, 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def train_vae(vae: AutoencoderKLCogVideoX, steps: int, batch: int = 8) -> None:
+def train_vae(vae: Any, steps: int, batch: int = 8) -> None:
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps))
     bar = tqdm(range(steps), desc="VAE", mininterval=5)
@@ -127,7 +115,7 @@ def train_vae(vae: AutoencoderKLCogVideoX, steps: int, batch: int = 8) -> None:
 
 
 @torch.no_grad()
-def encode_clips(vae: AutoencoderKLCogVideoX, clips: int, seed: int) -> tuple[Tensor, list[str]]:
+def encode_clips(vae: Any, clips: int, seed: int) -> tuple[Tensor, list[str]]:
     """Latents [N, F, C, H, W], unscaled, and captions of `clips` fresh clips."""
     latents, captions = [], []
     for chunk in tqdm(range(0, clips, 32), desc="latents", mininterval=5):
@@ -137,9 +125,7 @@ def encode_clips(vae: AutoencoderKLCogVideoX, clips: int, seed: int) -> tuple[Te
     return torch.cat(latents).permute(0, 2, 1, 3, 4), captions
 
 
-def train_transformer(
-    pipe: CogVideoXPipeline, latents: Tensor, captions: list[str], steps: int, batch: int = 64
-) -> None:
+def train_transformer(pipe: Any, latents: Tensor, captions: list[str], steps: int, batch: int = 64) -> None:
     """Train `pipe.transformer` on scaled latents [N, F, C, H, W]; it ends as its own moving average."""
     schedule = schedule_from_config(dict(pipe.scheduler.config))
     texts = ("", *world.CAPTIONS)
@@ -176,9 +162,7 @@ def train_transformer(
 
 
 @torch.no_grad()
-def sample_clips(
-    pipe: CogVideoXPipeline, captions: list[str], seed: int, steps: int, guidance: float
-) -> NDArray[np.uint8]:
+def sample_clips(pipe: Any, captions: list[str], seed: int, steps: int, guidance: float) -> NDArray[np.uint8]:
     """Clips, uint8 [N, F, H, W, C], from the pipeline's own call."""
     pipe.set_progress_bar_config(disable=True)
     clips = []
@@ -195,13 +179,13 @@ def sample_clips(
     return np.concatenate(clips)
 
 
-def judge_teacher(pipe: CogVideoXPipeline, clips: int, guidance: float, seed: int = 0) -> WorldReport:
+def judge_teacher(pipe: Any, clips: int, guidance: float, seed: int = 0) -> WorldReport:
     """The gate: the teacher's own 50-step guided samples against the world, captions in equal numbers."""
     captions = [world.CAPTIONS[i % len(world.CAPTIONS)] for i in range(clips)]
     return compare_with_world(sample_clips(pipe, captions, seed, steps=50, guidance=guidance), captions)
 
 
-def save_teacher(pipe: CogVideoXPipeline, output: Path) -> None:
+def save_teacher(pipe: Any, output: Path) -> None:
     """Half-precision weights; the text encoder, a few kilobytes, stays float32, as it decides the call's dtype."""
     pipe.vae.half()
     pipe.transformer.half()
@@ -222,10 +206,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    pipe = CogVideoXPipeline(
+    tokenizer = text_tokenizer(word for text in world.CAPTIONS for word in text.split())
+    pipe: Any = CogVideoXPipeline(
         tokenizer=tokenizer,
-        text_encoder=build_text_encoder(len(tokenizer)),
+        text_encoder=text_encoder(T5Config, T5EncoderModel, len(tokenizer)).requires_grad_(False),
         vae=build_vae(),
         transformer=build_transformer(),
         scheduler=SCHEDULER,

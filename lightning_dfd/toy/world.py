@@ -39,7 +39,8 @@ MARGIN = 1.5  # pixels between a shape and the frame's edge
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that decides one clip. `x`, `y` are the centre in the first frame, in pixels; `size` the root of the area."""
+    """Everything that decides one clip. `x`, `y` are the centre in the first frame and `size` the root of the area,
+    in pixels."""
 
     shape: str
     colour: str

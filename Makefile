@@ -1,0 +1,32 @@
+# `make demo` and `make test` do all set-up themselves, in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Tiny models on a few cores are fastest with one thread each.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: install demo test lint clean
+
+install: $(VENV)/.installed
+
+# torch first and by its exact version: a resolver that is free to choose takes gigabytes of CUDA.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: install
+	rm -rf outputs/demo
+	$(BIN)/python -m lightning_dfd.toy.demo --output outputs/demo
+
+test: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check lightning_dfd tests
+	$(BIN)/ruff format --check lightning_dfd tests
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) outputs
