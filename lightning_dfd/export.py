@@ -152,14 +152,15 @@ def _compare(
     backbone, device = module.backbone, module.device
     size = _small(backbone, size, device)
     backbone.to(device)
-    noise = torch.randn(1, *backbone.latent_shape(size), generator=torch.Generator().manual_seed(SEED)).to(device)
+    noise = torch.randn(1, *backbone.latent_shape(size), generator=torch.Generator().manual_seed(SEED))
+    noise = noise.to(device, backbone.dtype)  # some pipelines take given latents only in their own precision
     cond = backbone.encode_prompts([PROMPT])
     fresh = torch.Generator(device).manual_seed(SEED)
 
     def draw(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=fresh, device=like.device)
 
-    ours = module.sample_latents(module.best_student, cond, noise, draw).float().cpu()
+    ours = module.sample_latents(module.best_student, cond, noise.float(), draw).float().cpu()
     pipe = _reload(backbone, folder, format).to(device)
     theirs = _stock_latents(pipe, backbone, size, noise, len(module.sampling.steps)).float().cpu()
     error = float((ours - theirs).square().mean().sqrt() / ours.square().mean().sqrt())

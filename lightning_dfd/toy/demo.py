@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -112,9 +112,6 @@ def saturation(clips: NDArray[np.uint8]) -> float:
 
 def curves(folder: Path) -> None:
     """Losses and health of both stages, from their metrics.csv."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     figure, axes = plt.subplots(1, len(CURVES), figsize=(4 * len(CURVES), 3))
     offset = 0
     for stage in RECIPES:

@@ -1,0 +1,212 @@
+"""The command line: one-line errors, precedence of overrides, inheritance, and every recipe."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_dfd import cli
+from lightning_dfd.data import write_video
+from lightning_dfd.toy.world import draw_clips
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+RUNNABLE = sorted(p.stem for p in RECIPES.glob("*_d*.yaml") if "forcing" not in p.stem)
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    scenes, clips = draw_clips(8, seed=0)
+    for i, (scene, clip) in enumerate(zip(scenes, clips, strict=True)):
+        write_video(folder / f"{i}.mp4", clip, 8)
+        (folder / f"{i}.txt").write_text(scene.caption, encoding="utf-8")
+    return folder
+
+
+def small(tiny: dict[str, Path], recipe: str, videos: Path, root: Path) -> list[str]:
+    """Arguments that bring any recipe down to a tiny pipeline on a CPU."""
+    teacher = tiny["wan" if "wan" in recipe else "cogvideox"]
+    settings: dict[str, Any] = {
+        "model.teacher": teacher,
+        "model.dtype": "float32",
+        "model.accumulate": 1,
+        "model.student.rank": 4,
+        "model.max_sequence_length": 16,
+        "data.folder": videos,
+        "data.frames": 9,
+        "data.height": 32,
+        "data.width": 32,
+        "data.fps": 8,
+        "data.batch_size": 2,
+        "data.num_workers": 0,
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
+        "trainer.max_steps": 6,
+        "trainer.log_every_n_steps": 2,
+        "trainer.enable_progress_bar": "false",
+        "trainer.enable_model_summary": "false",
+        "trainer.default_root_dir": root,
+    }
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+def fail(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The message of a command that must fail: its last line, which is the only one about the error."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(words))
+    assert stop.value.code not in (0, None)
+    said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    text = stop.value.code if isinstance(stop.value.code, str) else said[-1]
+    assert "\n" not in text
+    return text
+
+
+def recipe(name: str) -> str:
+    return str(RECIPES / f"{name}.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--model.studnet.mode", "full"], "Did you mean model.student.mode"),
+        (["--trainer.max_stepz", "3"], "Did you mean trainer.max_steps"),
+        (["--model.student.mode", "ful"], "model.student.mode: Expected a Literal['lora', 'full']. Got value: ful"),
+        (["--model.sampling.steps", "[0.1,0.9]"], "model.sampling.steps is [0.1, 0.9]; it must be a falling list"),
+        (["--data.folder", "/nowhere"], "no folder '/nowhere'; data.folder must name a folder"),
+        (["--model.teacher", "/nowhere"], "no diffusers pipeline could be read from '/nowhere'"),
+        (["--data.height", "33"], "the nearest is 9 frames of 32x32"),
+        (["--data.cache", "/nowhere"], "make it with: lightning cache"),
+        (["--model.init_from", "/nowhere"], "there is no checkpoint at /nowhere"),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, list) else "",
+)
+def test_mistakes_are_answered_in_one_line(
+    tiny: dict[str, Path], videos: Path, tmp_path: Path, capsys: Any, words: list[str], hint: str
+) -> None:
+    message = fail(
+        capsys, "fit", "-c", recipe("wan_dmd2"), *small(tiny, "wan", videos, tmp_path), "--data.cache", "null", *words
+    )
+    assert hint in message
+
+
+def test_mistakes_in_recipes_are_named(capsys: Any, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("model: {studdent: {mode: full}}")
+    assert "Did you mean model.student.mode" in fail(capsys, "fit", "-c", recipe("wan_dmd2"), "-c", str(wrong))
+    wrong.write_text("model: {teacher: '${model.nothing}'}")
+    assert "nothing" in fail(capsys, "fit", "-c", recipe("wan_dmd2"), "-c", str(wrong))
+    wrong.write_text("a: [")
+    assert "is not YAML" in fail(capsys, "fit", "-c", str(wrong))
+    wrong.write_text(f"inherit: [{wrong.name}]")
+    assert "inherits itself" in fail(capsys, "fit", "-c", str(wrong))
+    assert "there is no recipe" in fail(capsys, "fit", "-c", str(tmp_path / "none.yaml"))
+    assert "Did you mean fit?" in fail(capsys, "fitt")
+
+
+def test_help_fits_a_reader(capsys: Any) -> None:
+    cli.main(["--help"])
+    assert len(capsys.readouterr().out.splitlines()) < 30
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--help"])
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) < 120
+    assert "--model.dmd.guidance" in text
+    assert "--model.student_optimizer.help" in text
+    assert "--trainer.max_steps" not in text
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--help", "trainer"])
+    assert "--trainer.max_steps" in capsys.readouterr().out
+
+
+def printed(capsys: Any, *words: str) -> dict[str, Any]:
+    with pytest.raises(SystemExit):
+        cli.main(["fit", *words, "--print_config"])
+    result: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+    return result
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_every_recipe_parses(capsys: Any, name: str) -> None:
+    config = printed(capsys, "-c", recipe(name))
+    assert config["model"]["data_forcing"]["probability"] == (0.5 if name.endswith("dfd") else 0.0)
+    assert (config["model"]["init_from"] is not None) == name.endswith("dfd")
+    assert config["model"]["student"]["mode"] == "lora"
+    full = printed(capsys, "-c", recipe(name), "-c", recipe("full_tuning"))
+    assert full["model"]["student"]["mode"] == "full"
+    assert full["model"]["student_optimizer"]["init_args"]["lr"] == 1e-5
+
+
+def test_interpolation_sees_later_files_and_overrides(capsys: Any, tmp_path: Path) -> None:
+    later = tmp_path / "later.yaml"
+    later.write_text("model: {seed: 7}\ndata: {seed: '${model.seed}'}")
+    config = printed(capsys, "-c", recipe("wan_dmd2"), "-c", str(later), "--model.seed", "9")
+    assert config["data"]["seed"] == 9
+    config = printed(capsys, "-c", recipe("wan_dmd2"), "--trainer.default_root_dir", "elsewhere")
+    assert config["trainer"]["callbacks"][0]["init_args"]["dirpath"] == "elsewhere/checkpoints"
+
+
+def test_the_last_recipe_wins_over_what_it_inherits(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("model: {seed: 1}")
+    (tmp_path / "b.yaml").write_text("inherit: [a.yaml]\nmodel: {seed: 2}")
+    (tmp_path / "c.yaml").write_text("inherit: [b.yaml]\ndata: {seed: 3}")
+    words = cli.expand_inherited(["fit", "-c", str(tmp_path / "c.yaml"), "--model.seed", "4"])
+    assert words[:1] == ["fit"]
+    assert words[-2:] == ["--model.seed", "4"]
+    files = [word for flag, word in zip(words, words[1:], strict=False) if flag == "-c"]
+    assert files[0] == str(tmp_path / "a.yaml")
+    assert [yaml.safe_load(text) for text in files[1:]] == [{"model": {"seed": 2}}, {"data": {"seed": 3}}]
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_every_recipe_runs(tiny: dict[str, Path], videos: Path, tmp_path: Path, name: str, mode: str) -> None:
+    """A few steps of each against tiny random pipelines on disk; data forcing starts from DMD2's checkpoint."""
+    if name.endswith("dfd"):
+        before = name.replace("dfd", "dmd2")
+        first = small(tiny, name, videos, tmp_path / "dmd2")
+        cli.main(["fit", "-c", recipe(before), *first, "--data.cache", "null", "--model.student.mode", mode])
+    words = small(tiny, name, videos, tmp_path / "run")
+    if name.endswith("dfd"):
+        words += ["--model.init_from", str(tmp_path / "dmd2" / "checkpoints" / "last.ckpt")]
+    cli.main(["fit", "-c", recipe(name), *words, "--data.cache", "null", "--model.student.mode", mode])
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+    metrics = next((tmp_path / "run" / "metrics").rglob("metrics.csv"))
+    assert metrics.is_file()
+    assert next((tmp_path / "run" / "logs").rglob("config.yaml")).is_file()
+
+
+def test_override_survives_resume(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
+    """What the command line says beats what the checkpoint's run said: settings, rates and the number of steps."""
+    words = small(tiny, "wan", videos, tmp_path)
+    cli.main(["fit", "-c", recipe("wan_dmd2"), *words])
+    last = str(tmp_path / "checkpoints" / "last.ckpt")
+    changed = ["--model.dmd.guidance", "2.5", "--trainer.max_steps", "9", "--model.fake_optimizer.init_args.lr", "3e-4"]
+    program = cli.run(cli.expand_inherited(["fit", "-c", recipe("wan_dmd2"), *words, *changed, "--ckpt_path", last]))
+    assert program.trainer.global_step == 9
+    assert program.model.dmd.guidance == 2.5
+    fake = program.model.optimizers(use_pl_optimizer=False)[1]
+    assert fake.param_groups[0]["lr"] == pytest.approx(3e-4)
+
+
+@pytest.mark.parametrize("command", [["-m", "lightning_dfd"], ["-c", "from lightning_dfd.cli import main; main()"]])
+def test_entry_points_are_the_same_program(command: list[str]) -> None:
+    done = subprocess.run([sys.executable, *command, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: lightning COMMAND")
+
+
+def test_console_scripts_are_installed() -> None:
+    scripts = Path(sys.executable).parent
+    for name in ("lightning", "lightning-dfd"):
+        done = subprocess.run([scripts / name, "--help"], capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("usage: lightning COMMAND")
+
+
+def test_fabrics_commands_are_passed_on() -> None:
+    scripts = Path(sys.executable).parent
+    done = subprocess.run([scripts / "lightning", "consolidate", "--help"], capture_output=True, text=True, check=True)
+    assert "checkpoint" in done.stdout.lower()

@@ -1,0 +1,189 @@
+"""Exports are the student: the same latents from stock diffusers, in a process that cannot import this package."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lightning_dfd import DistillationModule
+from lightning_dfd.backbones import backbone_from_pretrained
+from lightning_dfd.export import export_student
+from lightning_dfd.noise import shifted_steps
+from lightning_dfd.settings import SamplingSettings, StudentSettings
+from lightning_dfd.types import SampleKind, VideoSize
+from tests.conftest import TEXT_LENGTH
+
+SIZE = VideoSize(9, 32, 32)
+EVEN = [0.999, 0.749, 0.499, 0.249]
+
+ELSEWHERE = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("lightning_dfd", "lightning"):
+            raise ImportError(name + " is not allowed here")
+
+sys.meta_path.insert(0, Blocked())
+import torch
+from safetensors.torch import load_file, save_file
+{code}
+tensors = load_file({noise!r})
+latents = pipe("a cat", latents=tensors["noise"], output_type="latent", generator=torch.Generator().manual_seed(3),
+               **{call!r}).frames
+assert "lightning_dfd" not in sys.modules
+save_file({{"latents": latents.contiguous()}}, {noise!r} + ".out")
+"""
+
+
+def steps_for(family: str) -> list[float]:
+    return list(shifted_steps(4, 5.0)) if family == "wan" else EVEN
+
+
+def make_student(folder: Path, family: str, kind: SampleKind = "ode", **student: Any) -> DistillationModule:
+    """A student that is far from its teacher, so that a missing adapter cannot pass."""
+    module = DistillationModule(
+        str(folder),
+        student=StudentSettings(**({"rank": 4, "alpha": 8} | student)),
+        sampling=SamplingSettings(steps_for(family), kind),
+        max_sequence_length=TEXT_LENGTH,
+    )
+    module.configure_model()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.network.parameters_of(module.best_student):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def latents_elsewhere(folder: Path, code: str, noise: torch.Tensor) -> torch.Tensor:
+    """Latents from a fresh process with stock diffusers, called as the model card says."""
+    file = str(folder.parent / "noise.safetensors")
+    save_file({"noise": noise}, file)
+    call = {"num_inference_steps": 4, "guidance_scale": 1.0, "num_frames": 9, "height": 32, "width": 32}
+    script = ELSEWHERE.format(code=code, noise=file, call=call | {"max_sequence_length": TEXT_LENGTH})
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=folder.parent)
+    assert done.returncode == 0, done.stderr
+    return load_file(file + ".out")["latents"]
+
+
+def card_code(folder: Path) -> str:
+    """The code of the model card up to the call."""
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    match = re.search(r"```python\n(.*?)\nvideo = ", card, re.DOTALL)
+    assert match
+    return match.group(1)
+
+
+@pytest.mark.parametrize("form", ["pipeline", "lora"])
+def test_export_equals_our_sampler_in_another_process(
+    tiny: dict[str, Path], family: str, tmp_path: Path, form: Any
+) -> None:
+    module = make_student(tiny[family], family)
+    folder = tmp_path / "student"
+    report = export_student(module, folder, SIZE, form, {"Data": "clips"})
+    assert report.error < 1e-4
+    noise = torch.randn(1, *module.backbone.latent_shape(SIZE), generator=torch.Generator().manual_seed(5))
+    theirs = latents_elsewhere(folder, card_code(folder), noise)
+    ours = module.sample_latents("student", module.backbone.encode_prompts(["a cat"]), noise)
+    teacher = module.sample_latents("fake", module.backbone.encode_prompts(["a cat"]), noise)
+    assert (theirs - ours).square().mean().sqrt() < 1e-3 * ours.std()
+    assert (theirs - teacher).square().mean().sqrt() > 0.05 * ours.std()
+
+
+@pytest.mark.parametrize("kind", ["ode", "renoise"])
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_both_kinds_of_sampling_and_of_tuning(
+    tiny: dict[str, Path], family: str, tmp_path: Path, kind: Any, mode: Any
+) -> None:
+    module = make_student(tiny[family], family, kind, mode=mode, ema_decay=0.9)
+    assert module.best_student == "ema"
+    report = export_student(module, tmp_path / "student", SIZE, "pipeline", {})
+    assert report.error < 1e-3
+    assert report.network_calls == 4
+
+
+def test_lora_file_keeps_its_alpha(tiny: dict[str, Path], family: str, tmp_path: Path) -> None:
+    export_student(make_student(tiny[family], family), tmp_path / "student", SIZE, "lora", {})
+    path = tmp_path / "student" / "pytorch_lora_weights.safetensors"
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
+        names = list(file.keys())
+    assert metadata["transformer.lora_alpha"] == 8
+    assert metadata["transformer.r"] == 4
+    assert all(re.fullmatch(r"transformer\..*\.lora_[AB]\.weight", name) for name in names)
+
+
+def test_half_precision_exports(tiny: dict[str, Path], family: str, tmp_path: Path) -> None:
+    module = DistillationModule(
+        str(tiny[family]),
+        dtype="bfloat16",
+        student=StudentSettings(rank=4),
+        sampling=SamplingSettings(steps_for(family)),
+        max_sequence_length=TEXT_LENGTH,
+    )
+    module.configure_model()
+    report = export_student(module, tmp_path / "student", SIZE, "pipeline", {})
+    assert report.tolerance == 5e-2
+    assert "torch.bfloat16" in (tmp_path / "student" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_wrong_export_fails_and_leaves_nothing(
+    tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check can fail: a scheduler at other times is caught."""
+    module = make_student(tiny["wan"], "wan")
+    wrong = module.backbone.few_step_scheduler(shifted_steps(4, 2.0), "ode")
+    monkeypatch.setattr(module.backbone, "few_step_scheduler", lambda steps, kind: wrong)
+    with pytest.raises(RuntimeError, match="the export is not the student"):
+        export_student(module, tmp_path / "student", SIZE, "pipeline", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refusals(tiny: dict[str, Path], tmp_path: Path) -> None:
+    module = make_student(tiny["wan"], "wan", mode="full")
+    with pytest.raises(ValueError, match="--format pipeline"):
+        export_student(module, tmp_path / "student", SIZE, "lora", {})
+    (tmp_path / "there").mkdir()
+    with pytest.raises(FileExistsError, match="is there already"):
+        export_student(module, tmp_path / "there", SIZE, "pipeline", {})
+
+
+@pytest.mark.parametrize("num", [1, 2, 4, 5, 8])
+@pytest.mark.parametrize("kind", ["ode", "renoise"])
+def test_cogvideox_schedulers_run_at_the_students_times(tiny: dict[str, Path], num: int, kind: Any) -> None:
+    backbone = backbone_from_pretrained(str(tiny["cogvideox"]))
+    rows = [round(1000 * (1 - i / num)) - 1 for i in range(num)]
+    scheduler = backbone.few_step_scheduler([row / 1000 for row in rows], kind)
+    scheduler.set_timesteps(num)
+    assert scheduler.timesteps.tolist() == rows
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0])
+def test_flow_schedulers_run_at_the_students_times(tiny: dict[str, Path], num: int, shift: float) -> None:
+    backbone = backbone_from_pretrained(str(tiny["wan"]))
+    steps = shifted_steps(num, shift)
+    scheduler = backbone.few_step_scheduler(steps, "ode")
+    scheduler.set_timesteps(num)
+    assert scheduler.timesteps.tolist() == pytest.approx([1000 * t for t in steps], abs=0.1)
+
+
+def test_times_that_no_stock_scheduler_runs_at_are_refused(tiny: dict[str, Path]) -> None:
+    cogvideox = backbone_from_pretrained(str(tiny["cogvideox"]))
+    with pytest.raises(ValueError, match=r"student samples at \[999, 937, 833, 624\]"):
+        cogvideox.few_step_scheduler([0.999, 0.937, 0.833, 0.624], "ode")
+    with pytest.raises(ValueError, match="1, 2, 4, 5 or 8 steps"):
+        cogvideox.few_step_scheduler([0.999, 0.666, 0.332], "ode")
+    with pytest.raises(ValueError, match="no stock flow scheduler"):
+        backbone_from_pretrained(str(tiny["wan"])).few_step_scheduler([0.9, 0.5, 0.3, 0.1], "ode")
