@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -157,7 +158,7 @@ def test_the_last_recipe_wins_over_what_it_inherits(tmp_path: Path) -> None:
     words = cli.expand_inherited(["fit", "-c", str(tmp_path / "c.yaml"), "--model.seed", "4"])
     assert words[:1] == ["fit"]
     assert words[-2:] == ["--model.seed", "4"]
-    files = [word for flag, word in zip(words, words[1:], strict=False) if flag == "-c"]
+    files = [word for flag, word in itertools.pairwise(words) if flag == "-c"]
     assert files[0] == str(tmp_path / "a.yaml")
     assert [yaml.safe_load(text) for text in files[1:]] == [{"model": {"seed": 2}}, {"data": {"seed": 3}}]
 

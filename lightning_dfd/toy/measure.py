@@ -64,7 +64,7 @@ def read_clip(clip: NDArray[np.uint8]) -> Reading:
     background, foreground, cover = _separate(clip.astype(np.float64))
     level = min(world.BACKGROUND_LEVEL, key=lambda name: abs(world.BACKGROUND_LEVEL[name] - background.mean()))
     areas = cover.sum(axis=(1, 2))
-    low, high = world.SHAPE_SIZE[0] ** 2 / 2, world.SHAPE_SIZE[1] ** 2 * 2
+    low, high = world.SHAPE_SIZE**2 / 2, world.SHAPE_SIZE**2 * 2
     contrast = float(np.linalg.norm(foreground - background))
     if contrast < 40 or not low < np.median(areas) < high or areas.min() < low / 2:
         return Reading(NOTHING, NOTHING, NOTHING, level, NOTHING)

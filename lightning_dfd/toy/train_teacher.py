@@ -38,6 +38,7 @@ from lightning_dfd.tiny import text_encoder, text_tokenizer
 from lightning_dfd.toy import world
 from lightning_dfd.toy.measure import WorldReport, compare_with_world
 
+GUIDANCE = 2.0  # at which the gate is passed and the toy recipes distil
 TEXT_LENGTH = 8  # tokens, padding included
 LATENT_CHANNELS = 8
 SPATIAL, TEMPORAL = 4, 4  # compression of the VAE
@@ -125,8 +126,13 @@ def encode_clips(vae: Any, clips: int, seed: int) -> tuple[Tensor, list[str]]:
     return torch.cat(latents).permute(0, 2, 1, 3, 4), captions
 
 
-def train_transformer(pipe: Any, latents: Tensor, captions: list[str], steps: int, batch: int = 64) -> None:
-    """Train `pipe.transformer` on scaled latents [N, F, C, H, W]; it ends as its own moving average."""
+def train_transformer(
+    pipe: Any, latents: Tensor, captions: list[str], steps: int, output: Path, batch: int = 64
+) -> None:
+    """Train `pipe.transformer` on scaled latents [N, F, C, H, W]; it ends as its own moving average.
+
+    The average so far is saved in `output` every thousand steps, so that an early end leaves a teacher.
+    """
     schedule = schedule_from_config(dict(pipe.scheduler.config))
     texts = ("", *world.CAPTIONS)
     with torch.no_grad():
@@ -158,6 +164,8 @@ def train_transformer(pipe: Any, latents: Tensor, captions: list[str], steps: in
         running += 0.02 * (loss.item() - running) if step else loss.item()
         if step % 50 == 0:
             bar.set_postfix(loss=f"{running:.4f}")
+        if (step + 1) % 1000 == 0:
+            copy.deepcopy(average).half().save_pretrained(output / "transformer")
     model.load_state_dict(average.state_dict())
 
 
@@ -199,8 +207,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--vae-steps", type=int, default=2500)
     parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--clips", type=int, default=24_000, help="distinct training clips")
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--clips", type=int, default=12_000, help="distinct training clips")
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--judge", type=int, default=600, help="clips sampled for the gate")
     parser.add_argument("--keep-vae", action="store_true", help="take the VAE that is in OUTPUT already")
     args = parser.parse_args()
@@ -222,7 +230,7 @@ def main() -> None:
     latents, captions = encode_clips(pipe.vae, args.clips, seed=1_000_000)
     pipe.vae.register_to_config(scaling_factor=1.0 / latents.std().item())
     save_teacher(pipe, args.output)
-    train_transformer(pipe, latents * pipe.vae.config.scaling_factor, captions, args.steps)
+    train_transformer(pipe, latents * pipe.vae.config.scaling_factor, captions, args.steps, args.output)
     pipe.transformer.eval()
     save_teacher(pipe, args.output)
     report = judge_teacher(pipe, args.judge, args.guidance)

