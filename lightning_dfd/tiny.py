@@ -43,6 +43,20 @@ def text_encoder(config_class: Any, model_class: Any, vocabulary: int) -> Any:
     return model_class(config).eval()
 
 
+def cogvideox_scheduler(snr_shift: float) -> CogVideoXDDIMScheduler:
+    """The scheduler of the published pipelines; the 2B's SNR shift is 3, the 5B's 1."""
+    return CogVideoXDDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        snr_shift_scale=snr_shift,
+        timestep_spacing="trailing",
+    )
+
+
 def cogvideox(rotary: bool = False) -> CogVideoXPipeline:
     """9 frames of 32x32 by default; sine positions and SNR shift 3 as in the 2B, or rotary and 1 as in the 5B."""
     tokenizer = text_tokenizer()
@@ -73,16 +87,7 @@ def cogvideox(rotary: bool = False) -> CogVideoXPipeline:
             max_text_seq_length=16,
             use_rotary_positional_embeddings=rotary,
         ),
-        scheduler=CogVideoXDDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            prediction_type="v_prediction",
-            rescale_betas_zero_snr=True,
-            snr_shift_scale=1.0 if rotary else 3.0,
-            timestep_spacing="trailing",
-        ),
+        scheduler=cogvideox_scheduler(snr_shift=1.0 if rotary else 3.0),
     )
 
 

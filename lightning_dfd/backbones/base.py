@@ -59,10 +59,6 @@ class Backbone(ABC):
         """Shape of one clip's latents, without the batch axis, in the network's layout."""
 
     @abstractmethod
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """The conditioning of B prompts, as the pipeline's own call makes it."""
-
-    @abstractmethod
     def normalise(self, latents: Tensor) -> Tensor:
         """From the VAE's latents [B, C, f, h, w] to what the network sees, in its layout."""
 
@@ -79,7 +75,21 @@ class Backbone(ABC):
         """The stock scheduler with which `pipe(prompt, num_inference_steps=len(steps), guidance_scale=1)`
         samples at exactly these times. Raises ValueError where no stock scheduler does."""
 
-    # ---- what follows from it -----------------------------------------------------------------------------
+    # ---- what follows from it; override where a family differs ---------------------------------------------
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """The conditioning of B prompts, as the pipeline's own call makes it.
+
+        Right for every pipeline whose `encode_prompt` answers (positive, negative).
+        """
+        embeds, _ = self.encoders.encode_prompt(
+            list(prompts),
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.max_sequence_length,
+            device=self.device,
+        )
+        return Conditioning({"prompt_embeds": embeds})
 
     def x0(self, transformer: Any, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The network's estimate of the clean latents, float32: x_t [B, ...] float32, t [B] in [0, 1]."""

@@ -30,16 +30,6 @@ class CogVideoXBackbone(Backbone):
         frames = (size.frames - 1) // temporal + 1
         return frames, self.transformer_config["in_channels"], size.height // spatial, size.width // spatial
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        embeds, _ = self.encoders.encode_prompt(
-            list(prompts),
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.max_sequence_length,
-            device=self.device,
-        )
-        return Conditioning({"prompt_embeds": embeds})
-
     def normalise(self, latents: Tensor) -> Tensor:
         return latents.transpose(1, 2) * self.vae_config["scaling_factor"]
 

@@ -29,16 +29,6 @@ class WanBackbone(Backbone):
         frames = (size.frames - 1) // temporal + 1
         return self.vae_config["z_dim"], frames, size.height // spatial, size.width // spatial
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        embeds, _ = self.encoders.encode_prompt(
-            list(prompts),
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.max_sequence_length,
-            device=self.device,
-        )
-        return Conditioning({"prompt_embeds": embeds})
-
     def normalise(self, latents: Tensor) -> Tensor:
         mean, std = self._statistics(latents)
         return (latents - mean) / std

@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from diffusers import (
     AutoencoderKLCogVideoX,
-    CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
 )
@@ -34,7 +33,7 @@ from tqdm import tqdm
 from transformers import T5Config, T5EncoderModel
 
 from lightning_dfd.noise import schedule_from_config
-from lightning_dfd.tiny import text_encoder, text_tokenizer
+from lightning_dfd.tiny import cogvideox_scheduler, text_encoder, text_tokenizer
 from lightning_dfd.toy import world
 from lightning_dfd.toy.measure import WorldReport, compare_with_world
 
@@ -42,16 +41,7 @@ GUIDANCE = 2.0  # at which the gate is passed and the toy recipes distil
 TEXT_LENGTH = 8  # tokens, padding included
 LATENT_CHANNELS = 8
 SPATIAL, TEMPORAL = 4, 4  # compression of the VAE
-SCHEDULER = CogVideoXDDIMScheduler(
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    clip_sample=False,
-    prediction_type="v_prediction",
-    rescale_betas_zero_snr=True,
-    snr_shift_scale=1.0,  # the factor 3 of CogVideoX-2B is for its larger latents
-    timestep_spacing="trailing",
-)
+SNR_SHIFT = 1.0  # the factor 3 of CogVideoX-2B is for its larger latents
 
 
 def build_vae() -> AutoencoderKLCogVideoX:
@@ -152,8 +142,8 @@ def train_transformer(
         eps = torch.randn(x0.shape, generator=generator)
         x_t = schedule.add_noise(x0, eps, t)
         target = schedule.from_x0(x0, x_t, t)
-        output = model(x_t, embeddings[text], schedule.timestep(t), return_dict=False)[0]
-        loss = F.mse_loss(output, target)
+        predicted = model(x_t, embeddings[text], schedule.timestep(t), return_dict=False)[0]
+        loss = F.mse_loss(predicted, target)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -220,7 +210,7 @@ def main() -> None:
         text_encoder=text_encoder(T5Config, T5EncoderModel, len(tokenizer)).requires_grad_(False),
         vae=build_vae(),
         transformer=build_transformer(),
-        scheduler=SCHEDULER,
+        scheduler=cogvideox_scheduler(SNR_SHIFT),
     )
     if args.keep_vae:
         pipe.vae = AutoencoderKLCogVideoX.from_pretrained(args.output, subfolder="vae", torch_dtype=torch.float32)
