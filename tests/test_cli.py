@@ -211,3 +211,20 @@ def test_fabrics_commands_are_passed_on() -> None:
     scripts = Path(sys.executable).parent
     done = subprocess.run([scripts / "lightning", "consolidate", "--help"], capture_output=True, text=True, check=True)
     assert "checkpoint" in done.stdout.lower()
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_held_out_clips_are_measured(
+    tiny: dict[str, Path], videos: Path, tmp_path: Path, capsys: Any, command: str
+) -> None:
+    words = small(tiny, "wan", videos, tmp_path)
+    cli.main(["fit", "-c", recipe("wan_dmd2"), *words])
+    last = str(tmp_path / "checkpoints" / "last.ckpt")
+    program = cli.run(
+        cli.expand_inherited(
+            [command, "-c", recipe("wan_dmd2"), *words, "--ckpt_path", last, "--data.val_share", "0.4"]
+        )
+    )
+    stage = "val" if command == "validate" else "test"
+    measured = program.trainer.callback_metrics
+    assert measured[f"{stage}/student_x0_error"] != measured[f"{stage}/teacher_x0_error"]

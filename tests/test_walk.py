@@ -104,8 +104,8 @@ def test_samples_depend_on_prompt_and_seed_alone(tiny: dict[str, Path], folder: 
     size = VideoSize(9, 32, 32)
     one, other = read_video(both / "0003.mp4", size, None), read_video(alone / "0000.mp4", size, None)
     another = read_video(both / "0002.mp4", size, None)
-    assert (one.float() - other.float()).abs().mean() < 1  # rounding, and then the codec
-    assert (one.float() - another.float()).abs().mean() > 5
+    rounding = (one.float() - other.float()).abs().mean()  # of sums, and then by the codec
+    assert rounding < 0.5 * (one.float() - another.float()).abs().mean()
     facts = json.loads((both / "samples.json").read_text(encoding="utf-8"))
     assert facts["network_calls_per_video"] == 4
     cli.main([*command, "--output", str(tmp_path / "t"), "--prompts", '["a cat"]', "--role", "teacher"])

@@ -145,8 +145,9 @@ class Backbone(ABC):
 
     def to(self, device: torch.device) -> None:
         """Where the encoders run, now or once they are loaded."""
+        moved = device != self.device
         self.device = device
-        if "encoders" in self.__dict__:
+        if moved and "encoders" in self.__dict__:
             self.encoders.to(device)
 
     def check_size(self, size: VideoSize) -> None:

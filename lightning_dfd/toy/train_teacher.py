@@ -75,6 +75,28 @@ def build_transformer() -> CogVideoXTransformer3DModel:
     )
 
 
+def draw_loose_scene(rng: np.random.Generator) -> world.Scene:
+    """A scene with shapes of any size anywhere: what the VAE is trained on, so that it knows no grid."""
+    direction, background, travel = (
+        rng.choice(np.array(list(shares)), p=list(shares.values()))
+        for shares in (world.DIRECTION_SHARES, world.BACKGROUND_SHARES, {7.0: 0.6, 12.0: 0.4})
+    )
+    shape, colour = str(rng.choice(world.SHAPES)), str(rng.choice(list(world.COLOURS)))
+    size = float(rng.uniform(8.0, 10.5))
+    low = world.HALF_WIDTH[shape] * size + 1.5  # pixels between the centre and the frame's edge, at least
+    x, y = (
+        float(rng.uniform(low - min(0, step) * travel, world.SIZE - low - max(0, step) * travel))
+        for step in world.STEP[direction]
+    )
+    return world.Scene(shape, colour, str(direction), str(background), float(travel), x, y, size)
+
+
+def draw_loose_clips(n: int, seed: int) -> NDArray[np.uint8]:
+    """`n` clips of loose scenes, uint8 [N, F, H, W, C]."""
+    rng = np.random.default_rng(seed)
+    return np.stack([world.render(draw_loose_scene(rng)) for _ in range(n)])
+
+
 def to_model(clips: NDArray[np.uint8]) -> Tensor:
     """uint8 [N, F, H, W, C] to float [N, C, F, H, W] in [-1, 1]."""
     return torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
@@ -90,7 +112,7 @@ def train_vae(vae: Any, steps: int, batch: int = 8) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps))
     bar = tqdm(range(steps), desc="VAE", mininterval=5)
     for step in bar:
-        clips = to_model(world.draw_clips(batch, seed=step)[1])
+        clips = to_model(draw_loose_clips(batch, seed=step))
         posterior = vae.encode(clips).latent_dist
         decoded = vae.decode(posterior.sample()).sample
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1.0 - posterior.logvar).mean()

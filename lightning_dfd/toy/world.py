@@ -3,8 +3,9 @@
 Axis legend: N clips, F frames, H height, W width, C = 3 colour channels.
 
 A caption names the shape and the colour. It leaves open, with the unequal shares below, the direction,
-the background and the speed, and, uniformly, the start on a coarse grid. So for any model of this world one
-can say by counting how often its clips obey their caption and how far its shares lie from the truth.
+the background and the speed, and, uniformly, one of three lanes to move in: 72 kinds of clip for a caption.
+So for any model of this world one can say by counting how often its clips obey their caption and how far its
+shares lie from the truth.
 """
 
 from __future__ import annotations
@@ -32,22 +33,28 @@ SPEED_SHARES = {"slow": 0.6, "fast": 0.4}
 
 STEP = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y), y points down
 BACKGROUND_LEVEL = {"dark": 25, "grey": 115, "light": 215}
-TRAVEL = {"slow": 6.0, "fast": 12.0}  # pixels between the first and the last frame
+TRAVEL = {"slow": 8.0, "fast": 16.0}  # pixels between the first and the last frame
+LANES = (8.0, 16.0, 24.0)  # where a shape's centre can be across its motion; along it, it starts at an outer one
 SHAPE_SIZE = 9.5  # root of the area, in pixels
-CENTRES = (8.0, 12.0, 16.0, 20.0, 24.0)  # where a shape can start; it never leaves their span
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that decides one clip. `x`, `y` are the centre in the first frame, in pixels."""
+    """Everything that decides one clip. `x`, `y` are the centre in the first frame, `travel` the way to that in
+    the last and `size` the root of the area, all in pixels."""
 
     shape: str
     colour: str
     direction: str
     background: str
-    speed: str
+    travel: float
     x: float
     y: float
+    size: float = SHAPE_SIZE
+
+    @property
+    def speed(self) -> str:
+        return min(TRAVEL, key=lambda name: abs(TRAVEL[name] - self.travel))
 
     @property
     def caption(self) -> str:
@@ -62,22 +69,18 @@ CAPTIONS = tuple(caption(colour, shape) for colour, shape in itertools.product(C
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """One scene: shape and colour uniform, the free factors by their shares, the start uniform where it fits."""
+    """One scene: shape, colour and lane uniform, the free factors by their shares."""
     shape, colour = str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS)))
     direction, background, speed = (
         str(rng.choice(list(shares), p=list(shares.values())))
         for shares in (DIRECTION_SHARES, BACKGROUND_SHARES, SPEED_SHARES)
     )
-    x, y = (float(rng.choice(starts(step * TRAVEL[speed]))) for step in STEP[direction])
-    return Scene(shape, colour, direction, background, speed, x, y)
+    lane = float(rng.choice(LANES))
+    x, y = (lane if step == 0 else LANES[0] if step > 0 else LANES[-1] for step in STEP[direction])
+    return Scene(shape, colour, direction, background, TRAVEL[speed], x, y)
 
 
-def starts(travel: float) -> list[float]:
-    """Along one axis, the centres from which a shape can travel so many pixels without leaving their span."""
-    return [centre for centre in CENTRES if CENTRES[0] <= centre + travel <= CENTRES[-1]]
-
-
-def coverage(shape: str, x: float, y: float, size: float = SHAPE_SIZE) -> NDArray[np.float64]:
+def coverage(shape: str, x: float, y: float, size: float) -> NDArray[np.float64]:
     """Share of each pixel that the shape covers, [H, W] in [0, 1] (edges softened over one pixel).
 
     `x`, `y` is the centre of the bounding box. Every shape has the area size^2, so area does not tell them apart.
@@ -99,9 +102,9 @@ def render(scene: Scene) -> NDArray[np.uint8]:
     background = np.full(3, BACKGROUND_LEVEL[scene.background], dtype=np.float64)
     colour = np.array(COLOURS[scene.colour], dtype=np.float64)
     frames = []
-    for progress in np.linspace(0.0, TRAVEL[scene.speed], FRAMES):
+    for progress in np.linspace(0.0, scene.travel, FRAMES):
         dx, dy = STEP[scene.direction]
-        mask = coverage(scene.shape, scene.x + dx * progress, scene.y + dy * progress)[..., None]
+        mask = coverage(scene.shape, scene.x + dx * progress, scene.y + dy * progress, scene.size)[..., None]
         frames.append(mask * colour + (1 - mask) * background)
     return np.rint(np.stack(frames)).astype(np.uint8)
 
