@@ -37,8 +37,9 @@ OWN_COMMANDS = {
     "sample": "make videos with the student or the teacher",
     "export": "write the student as a diffusers pipeline or a LoRA file",
 }
+STOCK_COMMANDS = ("fit", "validate", "test")
 PARTS = ("model", "data", "trainer")
-NOT_KEYS = ("help", "config", "print_config", "weights_only")
+NOT_KEYS = ("help", "config", "print_config")
 FABRIC_COMMANDS = ("run", "consolidate")  # Lightning's own `lightning` commands, passed on to it
 HARMLESS = (  # warnings that mean nothing here
     "Total length of `list` across ranks is zero",  # no clips are held out
@@ -134,13 +135,13 @@ class DistillationCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         own = {name: {"model", "datamodule"} for name in ("cache", "sample", "export")}
         stock = LightningCLI.subcommands()
-        return {name: stock[name] for name in ("fit", "validate", "test")} | own
+        return {name: stock[name] | {"weights_only"} for name in STOCK_COMMANDS} | own
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand in ("fit", "validate", "test"):
-            parser.set_defaults({"weights_only": True})  # no pickled code from a checkpoint
-        return parser
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand in STOCK_COMMANDS:
+            kwargs["weights_only"] = True  # no pickled code from a checkpoint
+        return kwargs
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         words = list(args or [])
@@ -210,6 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words[0] not in OWN_COMMANDS:
         near = did_you_mean(words[0], [*OWN_COMMANDS, *FABRIC_COMMANDS])
         sys.exit(f"lightning: error: there is no command {words[0]!r}.{near} Commands: {', '.join(OWN_COMMANDS)}")
+    sys.path.append(os.getcwd())  # where a recipe's own classes are, as for `python -m`
     try:
         run(expand_inherited(words))
     except BrokenPipeError:  # the reader of our output, a pager say, has had enough

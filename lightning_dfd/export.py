@@ -130,8 +130,8 @@ def call_arguments(backbone: Backbone, pipeline_class: type, size: VideoSize, st
         "height": size.height,
         "width": size.width,
     }
-    default = inspect.signature(pipeline_class.__call__).parameters["max_sequence_length"].default
-    if default != backbone.max_sequence_length:
+    parameter = inspect.signature(pipeline_class.__call__).parameters.get("max_sequence_length")
+    if parameter is not None and parameter.default != backbone.max_sequence_length:
         call["max_sequence_length"] = backbone.max_sequence_length
     return call
 
@@ -222,7 +222,7 @@ def model_card(module: DistillationModule, report: ExportReport, size: VideoSize
         )
         imports = f"from diffusers import DiffusionPipeline, {scheduler}"
     rows = {
-        "Teacher": backbone.source,
+        "Teacher": Path(backbone.source).name if Path(backbone.source).exists() else backbone.source,
         "Pipeline": pipeline,
         "Network calls": f"{report.network_calls}, without guidance",
         "Times": ", ".join(f"{t:.4g}" for t in module.sampling.steps),
@@ -234,11 +234,11 @@ def model_card(module: DistillationModule, report: ExportReport, size: VideoSize
         **facts,
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    base_model = "" if Path(backbone.source).exists() else f"base_model: {backbone.source}\n"
     return f"""---
 library_name: diffusers
 pipeline_tag: text-to-video
-base_model: {backbone.source}
-tags: [few-step, distillation, lightning-dfd]
+{base_model}tags: [few-step, distillation, lightning-dfd]
 ---
 
 # A {report.network_calls}-step student of {Path(backbone.source).name}
@@ -246,7 +246,7 @@ tags: [few-step, distillation, lightning-dfd]
 ```python
 import torch
 {imports}
-from diffusers.utils import export_to_video
+from diffusers.utils import export_to_video  # needs: pip install imageio imageio-ffmpeg
 
 {load}
 video = pipe("{PROMPT}"{arguments}).frames[0]

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -36,6 +37,7 @@ from lightning_dfd.sampler import Draw, roll_to, sample, teacher_times
 from lightning_dfd.settings import DataForcingSettings, DMDSettings, SamplingSettings, StudentSettings
 from lightning_dfd.types import Batch, Conditioning, Role
 
+SHOWN = ("train/student_loss", "train/fake_loss", "train/paired_gap")  # on the progress bar
 ADAMW: OptimizerCallable = partial(torch.optim.AdamW, lr=1e-5, betas=(0.9, 0.999), weight_decay=0.01)
 
 
@@ -98,7 +100,7 @@ class DistillationModule(LightningModule):
         self._latest: dict[str, Tensor | float] = {}
         self._clock: float | None = None
 
-    # ---- the step: read it beside METHOD ------------------------------------------------------------------
+    # ---- the step: docs/concepts.md in code ------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         self._seed_draws()
@@ -237,15 +239,23 @@ class DistillationModule(LightningModule):
         self._latest[f"train/{role}_grad_norm"] = norm
 
     def _log_latest(self, batch: Batch) -> None:
-        """Log the last value of everything: logging only this turn's would show one role for ever when the
-        logging interval is a multiple of the update ratio."""
+        """Log the last value of everything, by iteration.
+
+        Lightning's own logging counts batches, not iterations, and would show one role for ever when its interval
+        is a multiple of the update ratio.
+        """
         now = time.perf_counter()
         if self._clock is not None:
             samples = len(batch.prompts) * self.accumulate * self.trainer.world_size
             self._latest["train/samples_per_s"] = samples / (now - self._clock)
         self._clock = now
         for name, value in self._latest.items():
-            self.log(name, value, prog_bar=name in ("train/student_loss", "train/fake_loss", "train/paired_gap"))
+            self.log(name, value, logger=False, prog_bar=name in SHOWN)
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and self.trainer.global_step % every == 0:
+            values = {name: float(value) for name, value in self._latest.items()}
+            for logger in self.loggers:
+                logger.log_metrics(values, step=self.trainer.global_step)
 
     # ---- validation ---------------------------------------------------------------------------------------
 
@@ -310,6 +320,11 @@ class DistillationModule(LightningModule):
         if isinstance(datamodule, VideoDataModule):
             self.backbone.check_size(datamodule.size)
             datamodule.require_teacher(self.backbone.identity())
+        if stage == "fit":
+            try:
+                self.backbone.few_step_scheduler(self.sampling.steps, self.sampling.kind)
+            except ValueError as error:
+                rank_zero_warn(f"this student could not be exported: {error}")
 
     def configure_model(self) -> None:
         """Load the teacher and build the roles on it; Lightning calls it once the strategy is known."""
@@ -353,7 +368,18 @@ class DistillationModule(LightningModule):
         """Keep what is trained, leave the frozen teacher out, and say what was distilled."""
         owned = self._owned_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in owned}
-        checkpoint["lightning_dfd"] = {"teacher": self.backbone.source, "counts": dict(self.counts)}
+        datamodule = getattr(self.trainer, "datamodule", None)
+        data = "not stated"
+        if isinstance(datamodule, VideoDataModule):
+            data = f"{len(datamodule.clips)} clips of {Path(datamodule.folder or datamodule.cache or '').name}"
+        checkpoint["lightning_dfd"] = {
+            "counts": dict(self.counts),
+            "facts": {
+                "Data": data,
+                "Iterations": str(checkpoint["global_step"]),
+                "Started from": "a distilled student" if self.init_from else "the teacher",
+            },
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own, given = self._owned_keys(), set(checkpoint["state_dict"])
@@ -369,20 +395,26 @@ class DistillationModule(LightningModule):
     def _owned_keys(self) -> set[str]:
         return {f"roles.{name}" for role in self.network.held for name in self.network.names_of(role)}
 
-    def load_weights(self, path: str | Path) -> None:
-        """Take student, fake score and average (where both sides have one) from a checkpoint of this package."""
+    def load_weights(self, path: str | Path) -> dict[str, str]:
+        """Take student, fake score and average (where both sides have one) from a checkpoint of this package.
+
+        Returns what the checkpoint says of its making: name -> value.
+        """
         if not Path(path).is_file():
             raise FileNotFoundError(
                 f"there is no checkpoint at {path}; a data-forcing recipe starts from a DMD2 student "
                 "(run the dmd2 recipe first), or set model.init_from: null"
             )
-        state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        state: Mapping[str, Tensor] = checkpoint["state_dict"]
         for role in self.network.held:
             names = self.network.names_of(role)
             given = {shared: state[f"roles.{name}"] for name, shared in names.items() if f"roles.{name}" in state}
             if role == "ema" and not given:  # the start kept no average: it begins at the student
                 given = self.network.weights_of("student")
             self.network.load_weights(role, given)
+        facts: dict[str, str] = checkpoint["lightning_dfd"]["facts"]
+        return facts
 
 
 def _hash_seed(*parts: Any) -> int:

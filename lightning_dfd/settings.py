@@ -1,4 +1,4 @@
-"""The keys of a recipe below `model:`, with the defaults of the method (METHOD: 2405.14867, 2606.18478).
+"""The keys of a recipe below `model:`, with the defaults of the method (2405.14867, 2606.18478).
 
 They are plain dataclasses, so that the command line, a recipe and Python code set them alike.
 """

@@ -69,9 +69,11 @@ class DistillationTrainer(Trainer):
             prompts: what to show; null for the first 8 captions of the data.
             seeds: one video of every prompt for each; null for 0 and 1.
             role: student, ema, teacher or fake; null for what would be exported.
-            ckpt_path: of a checkpoint; null for the untrained student, or the teacher.
+            ckpt_path: of a checkpoint; null for the student as training would start it, or for the teacher.
             batch_size: videos sampled together.
         """
+        if role == "teacher":
+            model.init_from = None
         self._load(model, ckpt_path)
         role = role or model.best_student
         prompts, seeds = prompts or _first_captions(datamodule, 8), seeds or [0, 1]
@@ -110,9 +112,7 @@ class DistillationTrainer(Trainer):
             ckpt_path: of a checkpoint.
             format: pipeline, or lora for `load_lora_weights`.
         """
-        self._load(model, ckpt_path)
-        source = datamodule.cache or datamodule.folder
-        facts = {"Data": Path(source).name if source else "not stated", "Checkpoint": Path(ckpt_path).name}
+        facts = self._load(model, ckpt_path)
         report = export_student(model, output, datamodule.size, format, facts)
         rank_zero_info(
             f"{report.folder}: stock diffusers gives the student's latents in {report.network_calls} network calls "
@@ -120,14 +120,14 @@ class DistillationTrainer(Trainer):
         )
         return report
 
-    def _load(self, model: DistillationModule, ckpt_path: str | None) -> None:
-        """Networks with a checkpoint's weights, on this trainer's device, without a training loop."""
+    def _load(self, model: DistillationModule, ckpt_path: str | None) -> dict[str, str]:
+        """Networks with a checkpoint's weights, on this trainer's device; returns what the checkpoint says."""
         if ckpt_path is not None:
             model.init_from = None
         model.configure_model()
-        if ckpt_path is not None:
-            model.load_weights(ckpt_path)
+        facts = {} if ckpt_path is None else model.load_weights(ckpt_path)
         model.to(self.strategy.root_device)
+        return facts
 
 
 def _first_captions(datamodule: VideoDataModule, count: int) -> list[str]:
