@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from lightning_dfd import cli
@@ -228,3 +230,37 @@ def test_held_out_clips_are_measured(
     stage = "val" if command == "validate" else "test"
     measured = program.trainer.callback_metrics
     assert measured[f"{stage}/student_x0_error"] != measured[f"{stage}/teacher_x0_error"]
+
+
+def test_a_runs_own_config_serves_the_other_commands(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
+    cli.main(["fit", "-c", recipe("wan_dmd2"), *small(tiny, "wan", videos, tmp_path)])
+    config = str(next((tmp_path / "logs").rglob("config.yaml")))
+    last = ["--ckpt_path", str(tmp_path / "checkpoints" / "last.ckpt")]
+    cli.main(["export", "-c", config, *last, "--output", str(tmp_path / "student")])
+    card = (tmp_path / "student" / "README.md").read_text(encoding="utf-8")
+    assert f"8 clips of {videos.name}" in card
+    assert "| Iterations | 6 |" in card
+    cli.main(["sample", "-c", config, *last, "--output", str(tmp_path / "samples"), "--seeds", "[0]"])
+    assert (tmp_path / "samples" / "grid.mp4").is_file()
+
+
+def test_logs_count_iterations(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
+    """Also where several batches make an iteration, and rows hold the values of both roles."""
+    words = [*small(tiny, "wan", videos, tmp_path), "--model.accumulate", "3", "--trainer.log_every_n_steps", "1"]
+    cli.main(["fit", "-c", recipe("wan_dmd2"), *words])
+    with next((tmp_path / "metrics").rglob("metrics.csv")).open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[-1]["train/student_loss"]
+    assert rows[-1]["train/fake_loss"]
+
+
+def test_a_recipe_finds_classes_in_the_current_folder(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from lightning_dfd.backbones import WanBackbone\nclass Mine(WanBackbone):\n    lora_targets = ('to_q',)\n"
+    )
+    scripts = Path(sys.executable).parent
+    words = [*small(tiny, "wan", videos, tmp_path), "--model.backbone", "mine.Mine"]
+    subprocess.run([scripts / "lightning", "fit", "-c", recipe("wan_dmd2"), *words], check=True, cwd=tmp_path)
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(".to_q." in name for name in state)
