@@ -2,10 +2,11 @@
 
     python -m lightning_dfd.toy.train_teacher --output teacher_folder
 
-First the video VAE, then its decoder once more on spoilt latents, then the transformer on the latents (v-prediction with CogVideoX's own zero-terminal-SNR
-schedule, empty captions for a tenth of the batch so that guidance works), then the gate that the shipped
-weights passed: 50-step guided samples are decoded and compared with the world. The text encoder is a
-random T5 that stays as it was drawn: its word vectors are distinct, which is all that twelve captions need.
+First the video VAE, then its decoder once more on spoilt latents, then the transformer on the latents
+(v-prediction with CogVideoX's own zero-terminal-SNR schedule, empty captions for a tenth of the batch so that
+guidance works), then the gate that the shipped weights passed: 50-step guided samples are decoded and compared with
+the world. The text encoder is a random T5 that stays as it was drawn: its word vectors are distinct, which is all
+that twelve captions need.
 
 Weights are stored in half precision and loaded as float32. One thread is the fastest way on a small CPU.
 """
@@ -40,9 +41,10 @@ from lightning_dfd.toy.measure import WorldReport, compare_with_world
 GUIDANCE = 2.0  # at which the gate is passed and the toy recipes distil
 TEXT_LENGTH = 8  # tokens, padding included
 LATENT_CHANNELS = 8
-PATCH = 4  # latents to a token's side: 2 x 2 tokens a frame, so that few have to agree on where the shape is
+PATCH = 2  # latents to a side of a token
 SPATIAL, TEMPORAL = 4, 4  # compression of the VAE
-SNR_SHIFT = 16.0  # clips of one colour are told apart at signal-to-noise ratios of .0003 to .02
+SNR_SHIFT = 8.0  # above CogVideoX-2B's 3, as clips are told apart at very low signal-to-noise ratios here
+LOOSE_LEVELS = {"dark": 25, "grey": 115, "light": 215}  # of the VAE's training clips, wider than the world's
 
 
 def build_vae() -> AutoencoderKLCogVideoX:
@@ -64,9 +66,9 @@ def build_transformer() -> Any:
     positions, of which 4 x 4 x 3 would hardly differ at the scale meant for 45 x 30 x 13; and the gates of the
     residual branches, which would start near 0 and take thousands of steps to open."""
     transformer: Any = CogVideoXTransformer3DModel(
-        num_attention_heads=6,
+        num_attention_heads=4,
         attention_head_dim=32,
-        num_layers=5,
+        num_layers=6,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         time_embed_dim=64,
@@ -105,7 +107,7 @@ def draw_loose_scene(rng: np.random.Generator) -> world.Scene:
 def draw_loose_clips(n: int, seed: int) -> NDArray[np.uint8]:
     """`n` clips of loose scenes, uint8 [N, F, H, W, C]."""
     rng = np.random.default_rng(seed)
-    return np.stack([world.render(draw_loose_scene(rng)) for _ in range(n)])
+    return np.stack([world.render(draw_loose_scene(rng), LOOSE_LEVELS) for _ in range(n)])
 
 
 def to_model(clips: NDArray[np.uint8]) -> Tensor:
@@ -189,8 +191,14 @@ def train_transformer(
         embeddings = pipe.encode_prompt(list(texts), None, False, max_sequence_length=TEXT_LENGTH)[0]
     rows = torch.tensor([texts.index(text) for text in captions])
     model, average = pipe.transformer, copy.deepcopy(pipe.transformer).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, betas=(0.9, 0.99))
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps))
+    # Muon takes a third fewer steps than AdamW here; it is for matrices inside the network alone.
+    matrices = [p for p in model.transformer_blocks.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=2e-3, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99)),
+    ]
+    rates = [torch.optim.lr_scheduler.LambdaLR(opt, lambda step: cosine(step, steps)) for opt in optimizers]
     generator = torch.Generator().manual_seed(0)
     bar = tqdm(range(steps), desc="transformer", mininterval=5)
     running = 0.0
@@ -204,11 +212,12 @@ def train_transformer(
         target = schedule.from_x0(x0, x_t, t)
         predicted = model(x_t, embeddings[text], schedule.timestep(t), return_dict=False)[0]
         loss = F.mse_loss(predicted, target)
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        rates.step()
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            optimizer.step()
+            rate.step()
         decay = min(0.999, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         running += 0.02 * (loss.item() - running) if step else loss.item()
@@ -256,9 +265,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--vae-steps", type=int, default=2500)
-    parser.add_argument("--decoder-steps", type=int, default=900)
-    parser.add_argument("--steps", type=int, default=9000)
-    parser.add_argument("--clips", type=int, default=4000, help="training clips")
+    parser.add_argument("--decoder-steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--clips", type=int, default=3000, help="training clips")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--judge", type=int, default=600, help="clips sampled for the gate")
     parser.add_argument("--keep-vae", action="store_true", help="take the VAE that is in OUTPUT already")

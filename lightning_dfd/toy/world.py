@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,10 +33,10 @@ BACKGROUND_SHARES = {"dark": 0.5, "grey": 0.3, "light": 0.2}
 SPEED_SHARES = {"slow": 0.6, "fast": 0.4}
 
 STEP = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y), y points down
-BACKGROUND_LEVEL = {"dark": 25, "grey": 115, "light": 215}
-TRAVEL = {"slow": 8.0, "fast": 16.0}  # pixels between the first and the last frame
-LANES = (8.0, 16.0, 24.0)  # where a shape's centre can be across its motion; along it, it starts at an outer one
-SHAPE_SIZE = 9.5  # root of the area, in pixels
+BACKGROUND_LEVEL = {"dark": 20, "grey": 65, "light": 110}
+TRAVEL = {"slow": 7.0, "fast": 14.0}  # pixels between the first and the last frame
+LANES = (9.0, 16.0, 23.0)  # where a shape's centre can be across its motion; along it, it starts at an outer one
+SHAPE_SIZE = 11.5  # root of the area, in pixels
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ def coverage(shape: str, x: float, y: float, size: float) -> NDArray[np.float64]
     return np.clip(0.5 - outside, 0.0, 1.0)
 
 
-def render(scene: Scene) -> NDArray[np.uint8]:
-    """The clip of a scene, uint8 [F, H, W, C]."""
-    background = np.full(3, BACKGROUND_LEVEL[scene.background], dtype=np.float64)
+def render(scene: Scene, levels: Mapping[str, int] = BACKGROUND_LEVEL) -> NDArray[np.uint8]:
+    """The clip of a scene, uint8 [F, H, W, C]; `levels` says how bright the backgrounds are."""
+    background = np.full(3, levels[scene.background], dtype=np.float64)
     colour = np.array(COLOURS[scene.colour], dtype=np.float64)
     frames = []
     for progress in np.linspace(0.0, scene.travel, FRAMES):
