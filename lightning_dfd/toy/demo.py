@@ -104,10 +104,10 @@ def grid_of(shown: Shown) -> Tensor:
     return video_grid(enlarge(picked, 96), SHOWN_SEEDS)
 
 
-def saturation(clips: NDArray[np.uint8]) -> float:
-    """Mean HSV saturation of the pixels of clips [N, F, H, W, C]."""
-    top, low = clips.max(-1).astype(float), clips.min(-1).astype(float)
-    return float(np.mean((top - low) / np.maximum(top, 1)))
+def chroma(clips: NDArray[np.uint8]) -> float:
+    """Mean of max - min over the channels of clips [N, F, H, W, C]. HSV saturation would divide by the brightness,
+    and so count every speck on the dark backgrounds as colour."""
+    return float(np.mean(clips.max(-1).astype(float) - clips.min(-1)))
 
 
 def curves(folder: Path) -> None:
@@ -143,7 +143,7 @@ def row_of(shown: Shown, real: NDArray[np.uint8], seconds: Mapping[str, float]) 
         trained,
         f"{100 * report.obedience:.0f} %",
         shares,
-        f"{saturation(shown.clips) / saturation(real):.2f}",
+        f"{chroma(shown.clips) / chroma(real):.2f}",
     ]
 
 
@@ -154,7 +154,7 @@ HEADINGS = (
     "training, start-up included",
     "shape and colour as captioned",
     "moves right / left / up / down / not",
-    "saturation, world = 1",
+    "colour (chroma), world = 1",
 )
 
 
