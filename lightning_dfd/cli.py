@@ -44,6 +44,7 @@ FABRIC_COMMANDS = ("run", "consolidate")  # Lightning's own `lightning` commands
 HARMLESS = (  # warnings that mean nothing here
     "Total length of `list` across ranks is zero",  # no clips are held out
     r"Found \d+ module\(s\) in eval mode",  # networks stay in it on purpose, see Roles.train
+    "Using ModelCheckpoint with manual optimization",  # its advice is for checkpoints that rate the step before
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning's own
 )
 USAGE = "\n".join(
