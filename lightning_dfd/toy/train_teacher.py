@@ -4,8 +4,8 @@
 
 First the video VAE, then its decoder once more on noisy latents, then the transformer on the latents
 (v-prediction with CogVideoX's own zero-terminal-SNR schedule, empty captions for a tenth of the batch so that
-guidance works), then the gate that the shipped weights passed: 50-step guided samples are decoded and compared with
-the world. The text encoder is a random T5 that stays as it was drawn: its word vectors are distinct, which is all
+guidance works), then the judgement: 50-step guided samples are decoded and compared with the world. What the shipped
+weights measure at stands in docs/toy.md. The text encoder is a random T5 that stays as it was drawn: its word vectors are distinct, which is all
 that twelve captions need.
 
 Weights are stored in half precision and loaded as float32. One thread is the fastest way on a small CPU.
@@ -38,7 +38,7 @@ from lightning_dfd.tiny import cogvideox_scheduler, text_encoder, text_tokenizer
 from lightning_dfd.toy import world
 from lightning_dfd.toy.measure import WorldReport, compare_with_world
 
-GUIDANCE = 2.0  # at which the gate is passed and the toy recipes distil
+GUIDANCE = 2.0  # at which the teacher is judged and the toy recipes distil
 TEXT_LENGTH = 8  # tokens, padding included
 LATENT_CHANNELS = 8
 PATCH = 2  # latents to a side of a token
@@ -62,9 +62,8 @@ def build_vae() -> AutoencoderKLCogVideoX:
 
 
 def build_transformer() -> Any:
-    """The published architecture, small. Two things have to fit the size, or it does not learn where a shape is:
-    positions, of which 4 x 4 x 3 would hardly differ at the scale meant for 45 x 30 x 13; and the gates of the
-    residual branches, which would start near 0 and take thousands of steps to open."""
+    """The published architecture, small. Positions are spread, as 4 x 4 x 3 of them hardly differ at the scale meant
+    for 45 x 30 x 13, and the gates of the residual branches start open instead of near 0."""
     transformer: Any = CogVideoXTransformer3DModel(
         num_attention_heads=4,
         attention_head_dim=32,
@@ -189,7 +188,7 @@ def train_transformer(
         embeddings = pipe.encode_prompt(list(texts), None, False, max_sequence_length=TEXT_LENGTH)[0]
     rows = torch.tensor([texts.index(text) for text in captions])
     model, average = pipe.transformer, copy.deepcopy(pipe.transformer).requires_grad_(False)
-    # Muon takes a third fewer steps than AdamW here; it is for matrices inside the network alone.
+    # Muon lowered the loss faster than AdamW here; it is for matrices inside the network alone.
     matrices = [p for p in model.transformer_blocks.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
     optimizers = [
@@ -245,7 +244,7 @@ def sample_clips(pipe: Any, captions: list[str], seed: int, steps: int, guidance
 
 
 def judge_teacher(pipe: Any, clips: int, guidance: float, seed: int = 0) -> WorldReport:
-    """The gate: the teacher's own 50-step guided samples against the world, captions in equal numbers."""
+    """The teacher's own 50-step guided samples against the world, captions in equal numbers."""
     captions = [world.CAPTIONS[i % len(world.CAPTIONS)] for i in range(clips)]
     return compare_with_world(sample_clips(pipe, captions, seed, steps=50, guidance=guidance), captions)
 
