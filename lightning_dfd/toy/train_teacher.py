@@ -5,7 +5,9 @@
 First the video VAE, then its decoder once more on noisy latents, then the transformer on the latents
 (v-prediction with CogVideoX's own zero-terminal-SNR schedule, empty captions for a tenth of the batch so that
 guidance works), then the judgement: 50-step guided samples are decoded and compared with the world. What the shipped
-weights measure at stands in docs/toy.md. The text encoder is a random T5 that stays as it was drawn: its word vectors are distinct, which is all
+weights measure at stands in docs/toy.md.
+
+The text encoder is a random T5 that stays as it was drawn: its word vectors are distinct, which is all
 that twelve captions need.
 
 Weights are stored in half precision and loaded as float32. One thread is the fastest way on a small CPU.
