@@ -1,16 +1,16 @@
-"""The LightningModule: DMD2 with data forcing on any backbone.
+"""The LightningModule: DMD2 with its GAN, DP-DMD and data forcing as terms of one loss, on any backbone.
 
 Axis legend: B batch; latents are [B, ...] in the backbone's layout; times are [B].
-Sources: DMD2, 2405.14867; Data-Forcing Distillation, 2606.18478.
+Sources: DMD2, 2405.14867; DP-DMD, 2602.03139; Data-Forcing Distillation, 2606.18478.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -21,20 +21,39 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from lightning_dfd.backbones import backbone_from_pretrained
+from lightning_dfd.checkpoints import below, read_checkpoint, refuse_misfit
 from lightning_dfd.data import VideoDataModule
-from lightning_dfd.noise import NoiseSchedule, shift_time
+from lightning_dfd.discriminator import Discriminator, tapped
+from lightning_dfd.draws import Draws, hash_seed
+from lightning_dfd.noise import NoiseSchedule
 from lightning_dfd.objectives import (
+    approximate_r1,
+    discriminator_loss,
+    diversity_loss,
     dmd_gradient,
     draw_forcing,
     fake_score_loss,
+    forced_samples,
+    generator_loss,
     guide,
+    is_unguided,
+    nearest_real,
     paired_gap,
     surrogate_loss,
     teacher_data,
+    teacher_guidance,
 )
+from lightning_dfd.optimizers import as_list, clip_parts, keep_settings, settings_of
 from lightning_dfd.roles import TRAINED, FullRoles, LoraRoles, Roles
 from lightning_dfd.sampler import Draw, roll_to, sample, teacher_times
-from lightning_dfd.settings import DataForcingSettings, DMDSettings, SamplingSettings, StudentSettings
+from lightning_dfd.settings import (
+    DataForcingSettings,
+    DiversitySettings,
+    DMDSettings,
+    GANSettings,
+    SamplingSettings,
+    StudentSettings,
+)
 from lightning_dfd.types import Batch, Conditioning, Role
 
 SHOWN = ("train/student_loss", "train/fake_loss", "train/paired_gap")  # on the progress bar
@@ -45,7 +64,8 @@ class DistillationModule(LightningModule):
     """Distils a diffusers video pipeline into a few-step student by DMD2, with or without data forcing.
 
     One training step takes one counted optimizer step, so that `trainer.global_step` is the iteration. The
-    student is updated in one of `dmd.student_update_freq` iterations, the fake score in all others.
+    student is updated in one of `dmd.student_update_freq` iterations, the fake score (with the GAN's discriminator,
+    if there is one) in all others.
 
     Args:
         teacher: hub id or folder of a diffusers video pipeline.
@@ -56,10 +76,12 @@ class DistillationModule(LightningModule):
         sampling: the student's times and kind of sampling.
         dmd: distribution matching.
         data_forcing: data forcing.
+        gan: DMD2's GAN; off by default.
+        diversity: DP-DMD's term for the student's first step; off by default.
         student_optimizer: of the student.
-        fake_optimizer: of the fake score.
+        fake_optimizer: of the fake score, and of the discriminator.
         lr_scheduler: of both, stepped with its optimizer; null for a constant rate.
-        gradient_clip: largest norm of a role's gradient.
+        gradient_clip: largest norm of a role's gradient, and of the discriminator's.
         accumulate: batches per optimizer step.
         init_from: checkpoint whose student and fake score are the start (data forcing starts from DMD2's).
         seed: of every draw in training, together with the iteration and the rank.
@@ -75,6 +97,8 @@ class DistillationModule(LightningModule):
         sampling: SamplingSettings = SamplingSettings(),  # noqa: B008
         dmd: DMDSettings = DMDSettings(),  # noqa: B008
         data_forcing: DataForcingSettings = DataForcingSettings(),  # noqa: B008
+        gan: GANSettings = GANSettings(),  # noqa: B008
+        diversity: DiversitySettings = DiversitySettings(),  # noqa: B008
         student_optimizer: OptimizerCallable = ADAMW,
         fake_optimizer: OptimizerCallable = ADAMW,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -84,16 +108,19 @@ class DistillationModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        diversity.check(student, sampling)
         # Hyperparameters are not saved into checkpoints: on resume the recipe and the command line decide.
         self.automatic_optimization = False
         self.strict_loading = False  # the teacher is not in checkpoints; on_load_checkpoint checks the rest
         self.backbone = backbone_from_pretrained(teacher, getattr(torch, dtype), max_sequence_length, backbone)
-        self.student, self.sampling, self.dmd, self.data_forcing = student, sampling, dmd, data_forcing
+        self.student, self.sampling, self.dmd = student, sampling, dmd
+        self.data_forcing, self.gan, self.diversity = data_forcing, gan, diversity
         self.student_optimizer, self.fake_optimizer = student_optimizer, fake_optimizer
         self.lr_scheduler = lr_scheduler
         self.gradient_clip, self.accumulate = gradient_clip, accumulate
         self.init_from, self.seed = init_from, seed
         self.roles: Roles | None = None
+        self.discriminator: Discriminator | None = None
         self.negative: Conditioning | None = None
         self.counts = {"student_steps": 0, "forced_steps": 0}
         self._micro = 0  # batches since the last optimizer step
@@ -105,78 +132,149 @@ class DistillationModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         self._seed_draws()
         real, cond = self.encode(batch)
-        loss = self.student_loss(real, cond) if self.student_turn else self.fake_loss(real, cond)
+        loss = self.student_loss(real, cond, batch.prompts) if self.student_turn else self.fake_loss(real, cond)
         self.manual_backward(loss / self.accumulate)
         self._micro += 1
         if self._micro == self.accumulate:
             self._step_optimizer()
             self._log_latest(batch)
 
-    def student_loss(self, real: Tensor, cond: Conditioning) -> Tensor:
-        """The surrogate of the DMD gradient, data-forced in a drawn share of the steps (2606.18478, eq. 9)."""
+    def student_loss(self, real: Tensor, cond: Conditioning, prompts: Sequence[str]) -> Tensor:
+        """The surrogate of the DMD gradient, data-forced in a drawn share of the steps (2606.18478, eq. 9), plus
+        the terms that are switched on."""
         gen = self.generate(real, cond)
-        t, eps = self.score_time(len(gen)), self.noise_like(gen)
-        forced = draw_forcing(self.data_forcing.probability, self._shared_draws)
-        shown = teacher_data(gen, real, forced)
+        t, eps = self.score_time(len(gen)), self._draws.noise_like(gen)
+        drawn = draw_forcing(self.data_forcing.probability, self._draws.shared) and self.may_force
+        forced = forced_samples(drawn, t, self.data_forcing.time_range)
+        real = self.pair(real, gen, prompts)
+        shown = teacher_data(gen, real if self.data_forcing.shown == "real" else gen, forced)
+        scale = teacher_guidance(forced, self.dmd.guidance, self.data_forcing.guidance)
+        x_t = self.schedule.add_noise(gen, eps, t)
         with torch.no_grad():
-            fake = self.x0("fake", self.schedule.add_noise(gen, eps, t), t, cond)
-            teacher = self.guided_teacher(self.schedule.add_noise(shown, eps, t), t, cond)
+            fake = self.x0("fake", x_t, t, cond)
+            teacher = self.guided_teacher(self.schedule.add_noise(shown, eps, t), t, cond, scale)
         gradient = dmd_gradient(gen, fake, teacher)
         loss = surrogate_loss(gen, gradient)
         if self._micro == 0:
             self.counts["student_steps"] += 1
-            self.counts["forced_steps"] += forced
+            self.counts["forced_steps"] += drawn
         self._latest |= {
             "train/student_loss": loss.detach(),
             "train/dmd_gradient_norm": gradient.flatten(1).norm(dim=1).mean(),
             "train/paired_gap": paired_gap(real, gen),
             "train/forced_share": self.counts["forced_steps"] / self.counts["student_steps"],
         }
+        if self.gan.weight:
+            loss = loss + self.gan.weight * self.gan_generator_loss(x_t, t, cond)
+        if self.diversity.weight:
+            loss = loss + self.diversity.weight * self.first_step_loss(self._draws.noise_like(real), cond)
         return loss
 
     def fake_loss(self, real: Tensor, cond: Conditioning) -> Tensor:
-        """Denoising score matching of the fake score on what the student makes now."""
+        """Denoising score matching of the fake score on what the student makes now, plus the discriminator's loss
+        where there is one (the two share no weights)."""
         with torch.no_grad():
             gen = self.generate(real, cond)
-        t, eps = self.score_time(len(gen)), self.noise_like(gen)
+        t, eps = self.score_time(len(gen)), self._draws.noise_like(gen)
         x_t = self.schedule.add_noise(gen, eps, t)
         fake = self.x0("fake", x_t, t, cond)
         loss = fake_score_loss(self.schedule, fake, gen, x_t, t, self.dmd.fake_space)
         self._latest["train/fake_loss"] = loss.detach()
+        if self.gan.weight:
+            loss = loss + self.gan_discriminator_loss(x_t, real, t, eps, cond)
+        return loss
+
+    # ---- the loss's further terms, and what they are made of ---------------------------------------------------
+
+    def gan_generator_loss(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """How far the student's noised clips are from being taken for real (2405.14867, section 4.3)."""
+        loss = generator_loss(self.critic.judge(self.teacher_features(x_t, t, cond)))
+        self._latest["train/gan_generator_loss"] = loss.detach()
+        return loss
+
+    def gan_discriminator_loss(self, x_t: Tensor, real: Tensor, t: Tensor, eps: Tensor, cond: Conditioning) -> Tensor:
+        """What the discriminator gets wrong of noised real clips and of the student's `x_t`, plus weighted R1."""
+        real_t, real_eps = (t, eps) if self.gan.same_noise else (self.score_time(len(t)), self._draws.noise_like(eps))
+
+        @torch.no_grad()
+        def features(clips: Tensor) -> list[Tensor]:
+            return self.teacher_features(self.schedule.add_noise(clips, real_eps, real_t), real_t, cond)
+
+        with torch.no_grad():
+            made = self.teacher_features(x_t, t, cond)
+        logits = self.critic(features(real))
+        loss = discriminator_loss(logits, self.critic(made))
+        self._latest["train/gan_discriminator_loss"] = loss.detach()
+        if self.gan.r1_weight:
+            near = real + self.gan.r1_sigma * self._draws.noise_like(real)
+            loss = loss + self.gan.r1_weight * approximate_r1(logits, self.critic(features(near)))
+        return loss
+
+    def first_step_loss(self, z: Tensor, cond: Conditioning) -> Tensor:
+        """DP-DMD (2602.03139): from noise z, the student's first step against the guided teacher's path from the
+        same z to the student's second time. The DMD gradient never reaches this step (see `generate`)."""
+        first, second = self.sampling.steps[:2]
+        anchors = torch.linspace(first, second, self.diversity.anchor_steps + 1, dtype=torch.float64).tolist()
+        t, t_k = (z.new_full((len(z),), time, dtype=torch.float64) for time in (first, second))
+        with torch.no_grad():
+            z_k = roll_to(partial(self.guided_teacher, cond=cond), self.schedule, z, anchors, "ode")
+        loss = diversity_loss(self.schedule, self.x0("student", z, t, cond), z, z_k, t, t_k)
+        self._latest["train/diversity_loss"] = loss.detach()
         return loss
 
     def generate(self, real: Tensor, cond: Conditioning) -> Tensor:
         """The student's clean latents from its training input at one of its own times.
 
         `data`: the input is the noised real clip, each at a time of its own. `rollout`: the input is where the
-        student's own sampling, without gradient, stands at a time shared by batch and ranks.
+        student's own sampling, without gradient, stands at a time shared by batch and ranks. With DP-DMD that is
+        not the first time, whose step has a loss of its own.
         """
         steps, draws = self.sampling.steps, self._draws
         if self.student.input == "data":
-            pick = torch.randint(len(steps), (len(real),), generator=draws, device=real.device)
+            pick = torch.randint(len(steps), (len(real),), generator=draws.own, device=real.device)
             t = torch.tensor(steps, dtype=torch.float64, device=real.device)[pick]
-            return self.x0("student", self.schedule.add_noise(real, self.noise_like(real), t), t, cond)
-        last = int(torch.randint(len(steps), (), generator=self._shared_draws))
+            return self.x0("student", self.schedule.add_noise(real, draws.noise_like(real), t), t, cond)
+        first = 1 if self.diversity.weight else 0
+        last = int(torch.randint(first, len(steps), (), generator=draws.shared))
         denoise = partial(self.x0, "student", cond=cond)
         with torch.no_grad():
             x_t = roll_to(
-                denoise, self.schedule, self.noise_like(real), steps[: last + 1], self.sampling.kind, self.noise_like
+                denoise, self.schedule, draws.noise_like(real), steps[: last + 1], self.sampling.kind, draws.noise_like
             )
         return denoise(x_t, x_t.new_full((len(x_t),), steps[last], dtype=torch.float64))
+
+    def pair(self, real: Tensor, gen: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The real clips that go with the student's: the batch's own, or the nearest of so many of its caption."""
+        count = self.data_forcing.nearest_of
+        if count == 1 or not self.may_force:
+            return real
+        assert self.datamodule is not None  # setup() demands a cache
+        drawn = [self.datamodule.same_caption_latents(prompt, count, self._draws.pairs) for prompt in prompts]
+        return nearest_real(gen, real, drawn, count)
 
     def x0(self, role: Role, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """A role's estimate of the clean latents."""
         with self.network.act_as(role) as transformer:
             return self.backbone.x0(transformer, x_t, t, cond)
 
-    def guided_teacher(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """The teacher with classifier-free guidance, both calls in one batch."""
-        if self.dmd.guidance == 1.0:
+    def guided_teacher(self, x_t: Tensor, t: Tensor, cond: Conditioning, scale: float | Tensor | None = None) -> Tensor:
+        """The teacher with classifier-free guidance, both calls in one batch.
+
+        `scale` is one number or [B]; None for the recipe's. Where it is 1 for all, the unconditional call is saved.
+        """
+        scale = self.dmd.guidance if scale is None else scale
+        if is_unguided(scale):
             return self.x0("teacher", x_t, t, cond)
         negative = self.negative_conditioning(cond)
         both = Conditioning.cat([negative.expand(len(x_t)), cond])
         uncond, conditional = self.x0("teacher", torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
-        return guide(uncond, conditional, self.dmd.guidance)
+        return guide(uncond, conditional, scale)
+
+    def teacher_features(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> list[Tensor]:
+        """What the tapped blocks of the teacher make of x_t, without guidance: N x [B, S, D], with gradient to x_t."""
+        with self.network.act_as("teacher") as transformer, tapped(transformer, self.critic.blocks, len(x_t)) as found:
+            self.backbone.call(transformer, x_t, self.schedule.timestep(t), cond)
+        return found
 
     # ---- draws --------------------------------------------------------------------------------------------
 
@@ -184,59 +282,58 @@ class DistillationModule(LightningModule):
     def student_turn(self) -> bool:
         return (self.trainer.global_step + 1) % self.dmd.student_update_freq == 0
 
-    def _seed_draws(self) -> None:
-        """Generators of this batch: a function of seed, iteration and rank alone, so that a resumed run draws
-        what the uninterrupted one would. Ranks share the second one."""
-        step = self.trainer.global_step
-        own = _hash_seed(self.seed, "draws", step, self._micro, self.global_rank)
-        self._draws = torch.Generator(self.device).manual_seed(own)
-        self._shared_draws = torch.Generator().manual_seed(_hash_seed(self.seed, "shared", step))
+    @property
+    def may_force(self) -> bool:
+        """Whether the present iteration can be data-forced."""
+        settings = self.data_forcing
+        return settings.probability > 0 and (settings.until is None or self.trainer.global_step < settings.until)
 
-    def noise_like(self, latents: Tensor) -> Tensor:
-        return torch.randn(latents.shape, generator=self._draws, device=latents.device)
+    def _seed_draws(self) -> None:
+        self._draws = Draws.of(self.seed, self.trainer.global_step, self._micro, self.global_rank, self.device)
 
     def score_time(self, batch_size: int) -> Tensor:
         settings = self.dmd.score_time
-        uniform = torch.rand(batch_size, generator=self._draws, device=self.device, dtype=torch.float64)
-        return settings.low + (settings.high - settings.low) * shift_time(uniform, settings.shift)
+        return self._draws.times(batch_size, settings.low, settings.high, settings.shift)
 
     # ---- optimizers ---------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        makers = {"student": self.student_optimizer, "fake": self.fake_optimizer}
-        optimizers = [makers[role](self.network.parameters_of(role)) for role in TRAINED]
+        fake: Any = self.network.parameters_of("fake")
+        if self.discriminator is not None:  # not an optimizer of its own: one counted step an iteration
+            rate = {} if self.gan.lr is None else {"lr": self.gan.lr}
+            fake = [{"params": fake}, {"params": list(self.discriminator.parameters()), **rate}]
+        optimizers = [self.student_optimizer(self.network.parameters_of("student")), self.fake_optimizer(fake)]
         schedulers = [self.lr_scheduler(optimizer) for optimizer in optimizers] if self.lr_scheduler else []
-        self._recipe_groups = [[_without_params(group) for group in opt.param_groups] for opt in optimizers]
+        self._recipe_groups = settings_of(optimizers)
         return optimizers, schedulers
 
     def on_train_start(self) -> None:
         """A restored optimizer brings its old settings along; those of the recipe and command line win."""
-        optimizers = _as_list(self.optimizers(use_pl_optimizer=False))
-        schedulers = _as_list(self.lr_schedulers())
-        for index, (optimizer, recipe) in enumerate(zip(optimizers, self._recipe_groups, strict=True)):
-            for group, fresh in zip(optimizer.param_groups, recipe, strict=True):
-                scale = fresh.get("initial_lr", fresh["lr"]) / group.get("initial_lr", group["lr"])
-                group.update(fresh, lr=group["lr"] * scale)
-            if schedulers:
-                schedulers[index].base_lrs = [group["initial_lr"] for group in recipe]
+        optimizers = as_list(self.optimizers(use_pl_optimizer=False))
+        keep_settings(optimizers, as_list(self.lr_schedulers()), self._recipe_groups)
 
     def _step_optimizer(self) -> None:
         self._micro = 0
         index = TRAINED.index("student" if self.student_turn else "fake")
         is_student = self.student_turn
-        optimizer = _as_list(self.optimizers())[index]
+        optimizer = as_list(self.optimizers())[index]
         optimizer.step()
         optimizer.zero_grad()
         if self.lr_scheduler:
-            _as_list(self.lr_schedulers())[index].step()
+            as_list(self.lr_schedulers())[index].step()
         if is_student and self.student.ema_decay is not None:
             self.network.update_average(self.student.ema_decay)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        role = TRAINED[_as_list(self.optimizers(use_pl_optimizer=False)).index(optimizer)]
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
-        self._latest[f"train/{role}_grad_norm"] = norm
+        parts: dict[str, list[Any]] = {role: self.network.parameters_of(role) for role in TRAINED}
+        parts["discriminator"] = [] if self.discriminator is None else list(self.discriminator.parameters())
+        norms = clip_parts(optimizer, parts, self.gradient_clip)
+        self._latest |= {f"train/{name}_grad_norm": norm for name, norm in norms.items()}
+
+    @property
+    def latest(self) -> Mapping[str, Tensor | float]:
+        """The last value of everything that training logs, by its name in the logs."""
+        return MappingProxyType(self._latest)
 
     def _log_latest(self, batch: Batch) -> None:
         """Log the last value of everything, by iteration.
@@ -268,7 +365,7 @@ class DistillationModule(LightningModule):
     def _denoising_errors(self, batch: Batch, batch_idx: int, stage: str) -> None:
         """Mean |x0 - real| of student and teacher at the student's times, on held-out clips and fixed noise."""
         real, cond = self.encode(batch)
-        generator = torch.Generator(self.device).manual_seed(_hash_seed(self.seed, stage, batch_idx))
+        generator = torch.Generator(self.device).manual_seed(hash_seed(self.seed, stage, batch_idx))
         eps = torch.randn(real.shape, generator=generator, device=real.device)
         roles: dict[str, Role] = {"student": self.best_student, "teacher": "teacher"}
         for name, role in roles.items():
@@ -315,12 +412,32 @@ class DistillationModule(LightningModule):
             raise RuntimeError("the networks are not loaded yet; call configure_model() first")
         return self.roles
 
+    @property
+    def critic(self) -> Discriminator:
+        if self.discriminator is None:
+            raise RuntimeError(
+                "there is no discriminator; set model.gan.weight above 0 and call configure_model() first"
+            )
+        return self.discriminator
+
+    @property
+    def datamodule(self) -> VideoDataModule | None:
+        """The trainer's, if it is one of ours."""
+        datamodule = getattr(self._trainer, "datamodule", None)
+        return datamodule if isinstance(datamodule, VideoDataModule) else None
+
     def setup(self, stage: str) -> None:
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if isinstance(datamodule, VideoDataModule):
-            self.backbone.check_size(datamodule.size)
-            datamodule.require_teacher(self.backbone.identity())
+        if self.datamodule is not None:
+            self.backbone.check_size(self.datamodule.size)
+            self.datamodule.require_teacher(self.backbone.identity())
         if stage == "fit":
+            settings = self.data_forcing
+            cached = self.datamodule is not None and self.datamodule.cache is not None
+            if settings.probability > 0 and settings.nearest_of > 1 and not cached:
+                raise ValueError(
+                    f"model.data_forcing.nearest_of is {settings.nearest_of}, which takes other clips' latents from a "
+                    "cache, and there is none; run `lightning cache` and set data.cache, or set it to 1"
+                )
             try:
                 self.backbone.few_step_scheduler(self.sampling.steps, self.sampling.kind)
             except ValueError as error:
@@ -339,6 +456,8 @@ class DistillationModule(LightningModule):
             targets = student.targets or self.backbone.lora_targets
             alpha = student.alpha or student.rank
             self.roles = LoraRoles(transformer, targets, student.rank, alpha, seed=self.seed, **options)
+        if self.gan.weight:
+            self.discriminator = Discriminator(transformer, self.gan.blocks, self.seed)
         resumed = self._trainer is not None and self.trainer.ckpt_path is not None
         if self.init_from is not None and not resumed:
             self.load_weights(self.init_from)
@@ -355,9 +474,8 @@ class DistillationModule(LightningModule):
     def negative_conditioning(self, like: Conditioning) -> Conditioning:
         """The negative prompt's conditioning, from the cache or encoded once, where `like` lives."""
         if self.negative is None:
-            datamodule = getattr(self._trainer, "datamodule", None)
             prompt = self.dmd.negative_prompt
-            cached = datamodule.negative_conditioning(prompt) if isinstance(datamodule, VideoDataModule) else None
+            cached = None if self.datamodule is None else self.datamodule.negative_conditioning(prompt)
             self.negative = cached or self.backbone.encode_prompts([prompt])
         name, tensor = next(iter(like.tensors.items()))
         if self.negative[name].device != tensor.device:
@@ -368,66 +486,33 @@ class DistillationModule(LightningModule):
         """Keep what is trained, leave the frozen teacher out, and say what was distilled."""
         owned = self._owned_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in owned}
-        datamodule = getattr(self.trainer, "datamodule", None)
-        data = "not stated"
-        if isinstance(datamodule, VideoDataModule):
-            data = f"{len(datamodule.clips)} clips of {Path(datamodule.folder or datamodule.cache or '').name}"
         checkpoint["lightning_dfd"] = {
             "counts": dict(self.counts),
             "facts": {
-                "Data": data,
+                "Data": "not stated" if self.datamodule is None else self.datamodule.summary,
                 "Iterations": str(checkpoint["global_step"]),
                 "Started from": "a distilled student" if self.init_from else "the teacher",
             },
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        own, given = self._owned_keys(), set(checkpoint["state_dict"])
-        if own != given:
-            example = sorted(own ^ given)[0]
-            raise ValueError(
-                f"the checkpoint does not fit this model: {len(own - given)} tensors are missing and "
-                f"{len(given - own)} unexpected, as {example!r}. Use the student.mode, rank, targets and ema_decay "
-                "with which it was made."
-            )
+        refuse_misfit(self._owned_keys(), set(checkpoint["state_dict"]))
         self.counts = dict(checkpoint["lightning_dfd"]["counts"])
 
     def _owned_keys(self) -> set[str]:
-        return {f"roles.{name}" for role in self.network.held for name in self.network.names_of(role)}
+        head = {} if self.discriminator is None else self.discriminator.state_dict()
+        return {f"roles.{name}" for name in self.network.owned()} | {f"discriminator.{name}" for name in head}
 
     def load_weights(self, path: str | Path) -> dict[str, str]:
-        """Take student, fake score and average (where both sides have one) from a checkpoint of this package.
+        """Take student, fake score, average and discriminator (where both sides have one) from a checkpoint of this
+        package.
 
         Returns what the checkpoint says of its making: name -> value.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(
-                f"there is no checkpoint at {path}; a data-forcing recipe starts from a DMD2 student "
-                "(run the dmd2 recipe first), or set model.init_from: null"
-            )
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        state: Mapping[str, Tensor] = checkpoint["state_dict"]
-        for role in self.network.held:
-            names = self.network.names_of(role)
-            given = {shared: state[f"roles.{name}"] for name, shared in names.items() if f"roles.{name}" in state}
-            if role == "ema" and not given:  # the start kept no average: it begins at the student
-                given = self.network.weights_of("student")
-            self.network.load_weights(role, given)
+        checkpoint = read_checkpoint(path)
+        self.network.load_owned(below("roles.", checkpoint["state_dict"]))
+        head = below("discriminator.", checkpoint["state_dict"])
+        if self.discriminator is not None and head and not self.discriminator.take_over(head):
+            rank_zero_warn(f"{path} has a discriminator on other blocks; this run begins with a new one")
         facts: dict[str, str] = checkpoint["lightning_dfd"]["facts"]
         return facts
-
-
-def _hash_seed(*parts: Any) -> int:
-    """A seed in [0, 2^63) from any printable parts: neighbouring iterations get unrelated streams."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
-
-
-def _as_list(value: Any) -> list[Any]:
-    """Lightning answers with one object where there is only one."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _without_params(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key != "params"}

@@ -109,6 +109,21 @@ class NoiseSchedule:
         with eta 0; for flow this is Euler's step)."""
         return self.add_noise(x0, self.to_eps(x0, x_t, t), t_next)
 
+    def x0_of_step(self, x_t: Tensor, x_next: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        """The x0 from which `ode_step` takes x_t to x_next: its inverse, linear in both.
+
+        x_next = alpha' x0 + sigma' (x_t - alpha x0) / sigma, solved for x0. Raises ValueError if t and t_next are
+        one noise level, as two close times of a table are.
+        """
+        alpha, sigma = self.alpha_sigma(t)
+        alpha_next, sigma_next = self.alpha_sigma(t_next)
+        kept = sigma_next / sigma
+        of_x0 = alpha_next - alpha * kept
+        if bool((of_x0 == 0).any()):
+            raise ValueError(f"times {t.tolist()} and {t_next.tolist()} are one noise level; take times further apart")
+        shape = [-1] + [1] * (x_t.ndim - 1)
+        return (x_next - kept.view(shape).to(x_t) * x_t) / of_x0.view(shape).to(x_t)
+
 
 T = TypeVar("T", Tensor, float)
 

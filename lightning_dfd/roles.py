@@ -70,6 +70,21 @@ class Roles(nn.Module, ABC):
         for name, parameter in own.items():
             parameter.copy_(weights[name])
 
+    def owned(self) -> set[str]:
+        """The names, in this module, of what a checkpoint has to hold: all but the teacher."""
+        return {name for role in self.held for name in self.names_of(role)}
+
+    def load_owned(self, state: Mapping[str, Tensor]) -> None:
+        """Load every held role from weights under the names of `owned`; other entries do not matter.
+
+        An average that the weights lack begins at their student. Raises ValueError where they do not fit.
+        """
+        for role in self.held:
+            given = {shared: state[name] for name, shared in self.names_of(role).items() if name in state}
+            if role == "ema" and not given:
+                given = self.weights_of("student")
+            self.load_weights(role, given)
+
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
         """ema <- decay * ema + (1 - decay) * student."""
@@ -168,6 +183,8 @@ class FullRoles(Roles):
             if checkpointing and role in TRAINED:
                 _checkpoint_blocks(network, nullcontext)
             self.networks[role] = network
+        if checkpointing:  # for the GAN, whose gradient runs through the teacher; the copies come first
+            _checkpoint_blocks(transformer, nullcontext)
         self.eval()
 
     def act_as(self, role: Role) -> AbstractContextManager[nn.Module]:

@@ -1,4 +1,4 @@
-"""The keys of a recipe below `model:`, with the defaults of the method (2405.14867, 2606.18478).
+"""The keys of a recipe below `model:`, with the defaults of the method (2405.14867, 2606.18478, 2602.03139).
 
 They are plain dataclasses, so that the command line, a recipe and Python code set them alike.
 """
@@ -105,19 +105,90 @@ class DMDSettings:
 
 @dataclass(frozen=True)
 class DataForcingSettings:
-    """Data forcing (2606.18478).
+    """Data forcing (2606.18478). All but `probability` are levers beyond the paper, whose behaviour is the default.
 
     Args:
         probability: share of student updates in which the teacher scores the real clip; 0 is DMD2, the paper
             takes 0.5.
+        guidance: of the teacher where it is forced; null for dmd.guidance.
+        time_range: [low, high] of the score times that are forced, of each sample; null for all.
+        nearest_of: pair with the nearest of so many real clips of the caption; above 1 it needs a cache.
+        shown: what the teacher is shown where forced; `gen` is a control that uses no real clip.
+        until: last iteration of data forcing, plain DMD2 after it; null for no end.
     """
 
     probability: float = 0.0
+    guidance: float | None = None
+    time_range: list[float] | None = None
+    nearest_of: int = 1
+    shown: Literal["real", "gen"] = "real"
+    until: int | None = None
 
     def __post_init__(self) -> None:
-        _require(0 <= self.probability <= 1, "model.data_forcing.probability", self.probability, "between 0 and 1")
+        key = "model.data_forcing"
+        _require(0 <= self.probability <= 1, f"{key}.probability", self.probability, "between 0 and 1")
+        _require(self.guidance is None or self.guidance >= 1, f"{key}.guidance", self.guidance, "at least 1, or null")
+        times = self.time_range
+        inside = times is None or (len(times) == 2 and 0 <= times[0] < times[1] <= 1)
+        _require(inside, f"{key}.time_range", times, "[low, high] with 0 <= low < high <= 1, or null")
+        _require(self.nearest_of >= 1, f"{key}.nearest_of", self.nearest_of, "at least 1, the batch's own clip")
+        paired = self.nearest_of == 1 or self.shown == "real"
+        _require(paired, f"{key}.nearest_of", self.nearest_of, "1 with shown: gen, where no real clip is shown")
+        _require(self.until is None or self.until >= 0, f"{key}.until", self.until, "0 or more iterations, or null")
 
 
-def _require(holds: bool, key: str, value: float | Sequence[float] | None, allowed: str) -> None:
+@dataclass(frozen=True)
+class GANSettings:
+    """DMD2's GAN (2405.14867): a discriminator on the teacher's features, trained along with the fake score.
+
+    Args:
+        weight: of the generator's loss in the student's; 0 builds no discriminator.
+        r1_weight: of the approximate R1 (2501.08316) in the discriminator's loss; peers take 100 to 1000.
+        r1_sigma: standard deviation of the noise that it puts on clean latents.
+        same_noise: real and made clips get the same time and noise in the discriminator's update.
+        blocks: numbers of the teacher's blocks whose features it sees; null for the middle and later ones.
+        lr: of the discriminator, which otherwise shares the fake score's optimizer; null for the fake score's.
+    """
+
+    weight: float = 0.0
+    r1_weight: float = 0.0
+    r1_sigma: float = 0.1
+    same_noise: bool = True
+    blocks: list[int] | None = None
+    lr: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.weight >= 0, "model.gan.weight", self.weight, "0 (off) or above")
+        _require(self.r1_weight >= 0, "model.gan.r1_weight", self.r1_weight, "0 (off) or above")
+        _require(self.r1_sigma > 0, "model.gan.r1_sigma", self.r1_sigma, "above 0")
+        _require(self.lr is None or self.lr > 0, "model.gan.lr", self.lr, "above 0, or null")
+
+
+@dataclass(frozen=True)
+class DiversitySettings:
+    """DP-DMD (2602.03139): the student's first step learns the teacher's path, DMD trains the others.
+
+    Args:
+        weight: of the first step's loss in the student's; 0 is off, the paper takes 0.05.
+        anchor_steps: guided steps of the teacher from the student's first time to its second.
+    """
+
+    weight: float = 0.0
+    anchor_steps: int = 5
+
+    def __post_init__(self) -> None:
+        _require(self.weight >= 0, "model.diversity.weight", self.weight, "0 (off) or above")
+        _require(self.anchor_steps >= 1, "model.diversity.anchor_steps", self.anchor_steps, "at least 1")
+
+    def check(self, student: StudentSettings, sampling: SamplingSettings) -> None:
+        """Raise ValueError where the rest of the recipe leaves no room for the term."""
+        if self.weight == 0:
+            return
+        why = "with model.diversity.weight above 0, since the first of the student's own steps is trained apart"
+        _require(student.input == "rollout", "model.student.input", student.input, f"rollout {why}")
+        _require(len(sampling.steps) > 1, "model.sampling.steps", sampling.steps, f"two times or more {why}")
+
+
+def _require(holds: bool, key: str, value: float | str | Sequence[float] | None, allowed: str) -> None:
     if not holds:
         raise ValueError(f"{key} is {value}; it must be {allowed}")

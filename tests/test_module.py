@@ -135,10 +135,10 @@ def test_student_loss_equals_the_method_written_out(tiny: dict[str, Path], tmp_p
     assert batch.cond is not None
     real, cond = batch.latents, batch.cond
     module._seed_draws()
-    loss = module.student_loss(real, cond)
+    loss = module.student_loss(real, cond, batch.prompts)
 
     module._seed_draws()
-    draws = module._draws
+    draws = module._draws.own
     pick = torch.randint(4, (2,), generator=draws)
     eps_in = torch.randn(real.shape, generator=draws)
     t_in = torch.tensor(module.sampling.steps, dtype=torch.float64)[pick]

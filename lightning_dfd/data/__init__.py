@@ -1,6 +1,16 @@
 from lightning_dfd.data.cache import CacheReport, LatentCache, write_cache
 from lightning_dfd.data.datamodule import VideoDataModule
-from lightning_dfd.data.dataset import Clip, Listing, OrderedSamples, Problem, Sample, SeededStream, collate, list_clips
+from lightning_dfd.data.dataset import (
+    Clip,
+    Listing,
+    OrderedSamples,
+    Problem,
+    Sample,
+    SeededStream,
+    collate,
+    first_problems,
+    list_clips,
+)
 from lightning_dfd.data.video import VideoError, check_video, read_video, write_video
 
 __all__ = [
@@ -16,6 +26,7 @@ __all__ = [
     "VideoError",
     "check_video",
     "collate",
+    "first_problems",
     "list_clips",
     "read_video",
     "write_cache",

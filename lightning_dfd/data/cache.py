@@ -280,8 +280,12 @@ class LatentCache:
             ValueError: a file of the cache is missing or damaged.
         """
         entry = self.entries[index]
-        latents = _load(self.latents_path(index), f"the latents of {entry.name!r}")["latents"].float()
+        latents = read_latents(self.latents_path(index), f"the latents of {entry.name!r}")
         return Sample(entry.caption, latents=latents, cond=self.conditioning(entry.caption))
+
+    def holds(self, prompt: str) -> bool:
+        """Whether the prompt was embedded when the cache was made."""
+        return _prompt_path(self.folder, _id(prompt)).is_file()
 
     def conditioning(self, prompt: str) -> Conditioning:
         """The conditioning of one prompt, batch 1.
@@ -306,6 +310,11 @@ def _checked_entries(entries: Sequence[Mapping[str, Any]]) -> Iterator[CacheEntr
             if not re.fullmatch(r"[0-9a-f]{16}", file):
                 raise ValueError(f"{file!r}, a file of {entry.name!r}, is not 16 hex digits")
         yield entry
+
+
+def read_latents(path: Path, what: str = "latents") -> Tensor:
+    """One clip's latents [...], float32, from a cache's file. Raises ValueError if it is missing or damaged."""
+    return _load(path, what)["latents"].float()
 
 
 def _load(path: Path, what: str) -> dict[str, Tensor]:

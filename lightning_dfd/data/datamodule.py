@@ -13,12 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lightning_dfd.data.cache import LatentCache
+from lightning_dfd.data.cache import LatentCache, read_latents
 from lightning_dfd.data.dataset import (
     Clip,
     ClipVideos,
@@ -31,7 +33,7 @@ from lightning_dfd.data.dataset import (
     list_clips,
 )
 from lightning_dfd.data.files import replacing
-from lightning_dfd.data.video import VideoError, check_video
+from lightning_dfd.data.video import VideoError, check_video, read_video
 from lightning_dfd.types import Batch, Conditioning, VideoSize
 
 
@@ -121,6 +123,31 @@ class VideoDataModule(LightningDataModule):
         """
         return None if self.latent_cache is None else self.latent_cache.conditioning(prompt)
 
+    def same_caption_latents(self, prompt: str, k: int, generator: torch.Generator) -> list[Tensor]:
+        """The latents [...], float32, of up to `k` different training clips with this caption, drawn by `generator`
+        (on the CPU); of all if there are fewer.
+
+        Raises:
+            ValueError: there is no cache, or a file of it is missing or damaged.
+        """
+        if self.latent_cache is None:
+            raise ValueError("there is no cache to take latents from; run `lightning cache` and set data.cache")
+        paths = self._paths_by_caption.get(prompt, [])
+        return [read_latents(paths[index]) for index in torch.randperm(len(paths), generator=generator)[:k].tolist()]
+
+    @cached_property
+    def _paths_by_caption(self) -> dict[str, list[Path]]:
+        """The training clips, after `setup`."""
+        paths: dict[str, list[Path]] = {}
+        for clip in self.clips:
+            paths.setdefault(clip.caption, []).append(clip.path)
+        return paths
+
+    @property
+    def summary(self) -> str:
+        """The training clips in a few words, for a model card."""
+        return f"{len(self.clips)} clips of {Path(self.folder or self.cache or '').name}"
+
     def setup(self, stage: str | None = None) -> None:
         """Find the clips, check the videos (not those of a cache), and hold out the share for validation.
 
@@ -148,6 +175,28 @@ class VideoDataModule(LightningDataModule):
         self.clips = [clips[index] for index in self._train]
         self.held_out = [clips[index] for index in self._val]
         self._load = load
+
+    def real_clips(self, count: int) -> list[Clip]:
+        """Up to `count` clips to compare samples with, evenly spread: held-out ones if there are any, else all.
+
+        Their paths are of the videos where `folder` is there, else of the cache's latents.
+        """
+        clips = self.held_out or self.clips
+        if self.latent_cache is not None and self.folder is not None and Path(self.folder).is_dir():
+            videos = {clip.name: clip for clip in list_clips(self.folder).clips}
+            clips = [videos[clip.name] for clip in clips if clip.name in videos]
+        count = min(count, len(clips))
+        return [clips[index * len(clips) // count] for index in range(count)]
+
+    def real_video(self, clip: Clip, decode: Callable[[Tensor], Tensor]) -> Tensor:
+        """One of `real_clips` as [1, C, F, H, W] in [-1, 1]; `decode` turns latents [1, ...] into that.
+
+        Raises:
+            VideoError: the video cannot be decoded.
+        """
+        if clip.path.suffix == ".safetensors":
+            return decode(read_latents(clip.path)[None])
+        return read_video(clip.path, self.size, self.fps)[None].float() / 127.5 - 1.0
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless batches; with a trainer from `global_step * lightning_module.accumulate` on."""

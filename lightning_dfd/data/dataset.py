@@ -109,13 +109,14 @@ class _Row:
     caption: Any
 
 
-def list_clips(root: str | Path) -> Listing:
+def list_clips(root: str | Path, need_captions: bool = True) -> Listing:
     """The captioned videos of a folder.
 
     The list is `metadata.jsonl` or `metadata.csv` (imagefolder style: `file_name` relative to the folder, and
     `text` or `caption`); without one, every video with a caption in a .txt file of the same name beside it,
     subfolders included, hidden ones not. Only files that really lie inside the folder are read: absolute paths,
-    `..` and links that lead out are problems, as are missing files and captions and text that is not UTF-8.
+    `..` and links that lead out are problems, as are missing files and captions and text that is not UTF-8. Where
+    captions are not needed, videos without one have an empty one.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -126,8 +127,8 @@ def list_clips(root: str | Path) -> Listing:
     root = Path(root).resolve()
     clips: dict[str, Clip] = {}
     problems: list[Problem] = []
-    for row in _rows(root):
-        found = row if isinstance(row, Problem) else _check_row(root, row)
+    for row in _rows(root, need_captions):
+        found = row if isinstance(row, Problem) else _check_row(root, row, need_captions)
         if isinstance(found, Clip) and found.name in clips:
             found = Problem(found.name, "listed twice; the first line counts")
         if isinstance(found, Problem):
@@ -150,14 +151,14 @@ def first_problems(problems: Sequence[Problem], show: int = 3) -> str:
     return f". {len(problems)} left out: " + "; ".join(str(problem) for problem in problems[:show]) + rest
 
 
-def _rows(root: Path) -> Iterator[_Row | Problem]:
+def _rows(root: Path, need_captions: bool) -> Iterator[_Row | Problem]:
     for name, read in (("metadata.jsonl", _jsonl_rows), ("metadata.csv", _csv_rows)):
         path = root / name
         if path.is_file():
             if not path.resolve().is_relative_to(root):
                 raise ValueError(f"{path} is a link that leads out of the folder; put the file itself there")
             return read(path)
-    return _sidecar_rows(root)
+    return _sidecar_rows(root, need_captions)
 
 
 def _jsonl_rows(path: Path) -> Iterator[_Row | Problem]:
@@ -200,7 +201,7 @@ def _row(where: str, entry: Mapping[str, Any]) -> _Row | Problem:
     return _Row(entry["file_name"], next((entry[key] for key in CAPTION_KEYS if key in entry), None))
 
 
-def _sidecar_rows(root: Path) -> Iterator[_Row | Problem]:
+def _sidecar_rows(root: Path, need_captions: bool) -> Iterator[_Row | Problem]:
     def hidden(path: Path) -> bool:
         return any(part.startswith(".") for part in path.relative_to(root).parts)
 
@@ -208,6 +209,9 @@ def _sidecar_rows(root: Path) -> Iterator[_Row | Problem]:
     for path in sorted(found, key=lambda path: path.relative_to(root).as_posix()):
         name = path.relative_to(root).as_posix()
         text = path.with_suffix(".txt")
+        if not need_captions and not text.exists():
+            yield _Row(name, "")
+            continue
         reason = _check_place(root, text.relative_to(root).as_posix())
         if reason:
             yield Problem(_printable(name), f"no caption: {text.name}: {reason}")
@@ -215,13 +219,13 @@ def _sidecar_rows(root: Path) -> Iterator[_Row | Problem]:
         yield _Row(name, text.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="surrogateescape"))
 
 
-def _check_row(root: Path, row: _Row) -> Clip | Problem:
+def _check_row(root: Path, row: _Row, need_captions: bool) -> Clip | Problem:
     name = PurePosixPath(row.name).as_posix()
     reason = _check_place(root, row.name)
     if not reason and row.caption is not None and not isinstance(row.caption, str):
         reason = f"the caption is {type(row.caption).__name__}, not text"
     caption = row.caption.strip() if isinstance(row.caption, str) else ""
-    if not reason and not caption:
+    if not reason and not caption and need_captions:
         reason = "no caption"
     if not reason and not _is_utf8(caption):
         reason = "the caption is not UTF-8"

@@ -16,12 +16,20 @@ from lightning_dfd.noise import NoiseSchedule
 ScoreSpace = Literal["x0", "eps", "output"]
 
 
-def guide(uncond: Tensor, cond: Tensor, scale: float) -> Tensor:
+def guide(uncond: Tensor, cond: Tensor, scale: float | Tensor) -> Tensor:
     """Classifier-free guidance in the diffusers form, `uncond + scale * (cond - uncond)` (2207.12598).
 
-    Peers that write `cond + w * (cond - uncond)` mean scale = w + 1.
+    `scale` is one number, or [B] for one of each sample. Peers that write `cond + w * (cond - uncond)` mean
+    scale = w + 1.
     """
+    if isinstance(scale, Tensor):
+        scale = scale.view(-1, *[1] * (cond.ndim - 1))
     return uncond + scale * (cond - uncond)
+
+
+def is_unguided(scale: float | Tensor) -> bool:
+    """Whether guidance is 1 for every sample, so that the unconditional call would not count."""
+    return bool((scale == 1).all()) if isinstance(scale, Tensor) else scale == 1
 
 
 def dmd_gradient(gen: Tensor, fake_x0: Tensor, teacher_x0: Tensor) -> Tensor:

@@ -1,0 +1,36 @@
+"""Reading checkpoints of this package: what is trained, without the frozen teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's content, on the CPU. Raises FileNotFoundError with the remedy."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"there is no checkpoint at {path}; a data-forcing recipe starts from a DMD2 student "
+            "(run the dmd2 recipe first), or set model.init_from: null"
+        )
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return content
+
+
+def refuse_misfit(own: Set[str], given: Set[str]) -> None:
+    """Raise ValueError unless a checkpoint to resume from holds exactly the tensors that this run trains."""
+    if own != given:
+        raise ValueError(
+            f"the checkpoint does not fit this model: {len(own - given)} tensors are missing and "
+            f"{len(given - own)} unexpected, as {min(own ^ given)!r}. Use the student.mode, rank, targets and "
+            "ema_decay, and the gan.weight and gan.blocks, with which it was made."
+        )
+
+
+def below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, under the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -1,0 +1,53 @@
+"""What Lightning leaves to whoever steps several optimizers by hand: settings on resume, and clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Groups = list[dict[str, Any]]
+
+
+def settings_of(optimizers: Sequence[Optimizer]) -> list[Groups]:
+    """The settings of each optimizer's groups, without their parameters."""
+    return [
+        [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        for optimizer in optimizers
+    ]
+
+
+def keep_settings(optimizers: Sequence[Optimizer], schedulers: Sequence[Any], recipe: Sequence[Groups]) -> None:
+    """Give restored optimizers the recipe's settings back, their learning rates at the schedule's present height.
+
+    Args:
+        schedulers: one for each optimizer, or none.
+        recipe: `settings_of` the optimizers when they were new.
+    """
+    for index, (optimizer, fresh_groups) in enumerate(zip(optimizers, recipe, strict=True)):
+        for group, fresh in zip(optimizer.param_groups, fresh_groups, strict=True):
+            scale = fresh.get("initial_lr", fresh["lr"]) / group.get("initial_lr", group["lr"])
+            group.update(fresh, lr=group["lr"] * scale)
+        if schedulers:
+            schedulers[index].base_lrs = [group["initial_lr"] for group in fresh_groups]
+
+
+def clip_parts(optimizer: Optimizer, parts: Mapping[str, Sequence[nn.Parameter]], largest: float) -> dict[str, Tensor]:
+    """Clip the gradient of each part that `optimizer` holds by its own norm; returns the norms before.
+
+    A part's share of the clipping must not depend on what else shares its optimizer.
+    """
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    return {
+        name: torch.nn.utils.clip_grad_norm_(part, largest) for name, part in parts.items() if part and held >= {*part}
+    }
+
+
+def as_list(value: Any) -> list[Any]:
+    """Lightning answers with one object where there is only one."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
