@@ -1,4 +1,4 @@
-"""The command line: `lightning fit|validate|test|cache|sample|export -c recipe.yaml`.
+"""The command line: `lightning fit|validate|test|cache|sample|export -c recipe.yaml`, and `lightning evaluate`.
 
 The same program is installed as `lightning`, `lightning-dfd` and runs as `python -m lightning_dfd`. It is
 Lightning's own LightningCLI with OmegaConf interpolation over all `-c` files and the command line, with recipes
@@ -25,6 +25,7 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf.errors import OmegaConfBaseException
 
+from lightning_dfd import evaluation
 from lightning_dfd.data import VideoDataModule
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.trainer import DistillationTrainer
@@ -36,6 +37,7 @@ OWN_COMMANDS = {
     "cache": "encode the videos once, so that training loads no VAE and no text encoder",
     "sample": "make videos with the student or the teacher",
     "export": "write the student as a diffusers pipeline or a LoRA file",
+    "evaluate": "measure folders of videos beside real ones",
 }
 STOCK_COMMANDS = ("fit", "validate", "test")
 PARTS = ("model", "data", "trainer")
@@ -214,7 +216,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"lightning: error: there is no command {words[0]!r}.{near} Commands: {', '.join(OWN_COMMANDS)}")
     sys.path.append(os.getcwd())  # where a recipe's own classes are, as for `python -m`
     try:
-        run(expand_inherited(words))
+        if words[0] == "evaluate":  # needs no model, and so none of LightningCLI
+            evaluation.main(words[1:], OneLineParser)
+        else:
+            run(expand_inherited(words))
     except BrokenPipeError:  # the reader of our output, a pager say, has had enough
         sys.exit(1)
     except (ValueError, OSError, RuntimeError, OmegaConfBaseException) as error:

@@ -32,7 +32,7 @@ ExportFormat = Literal["pipeline", "lora"]
 # Largest root-mean-square difference from our sampler, relative to the latents. Merging rounds each weight once
 # to the export's precision; other times, a lost alpha or a missing adapter are off by far more.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
-PROMPT, SEED = "a red circle is moving", 0
+PROMPT, SEED = "a red square is moving", 0
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ Axis legend: N videos, F frames, H height, W width, C = 3 channels; all uint8.
 
 from __future__ import annotations
 
+import io
 import math
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 
@@ -43,3 +45,19 @@ def contact_sheet(frames: Tensor, shown: int = 5, gap: int = 2) -> Tensor:
     padded = F.pad(frames[:, pick], (0, 0, 0, gap, 0, gap), value=255)
     videos, columns, height, width, channels = padded.shape
     return padded.permute(0, 2, 1, 3, 4).reshape(videos * height, columns * width, channels)
+
+
+def side_by_side(left: Tensor, right: Tensor, columns: int) -> Tensor:
+    """Two sets of N videos [N, F, H, W, C], each in rows of `columns`, as one set in rows of twice as many."""
+    rows = [part.view(-1, columns, *part.shape[1:]) for part in (left, right)]
+    return torch.cat(rows, dim=1).flatten(0, 1)
+
+
+def encode_gif(frames: Tensor, fps: float) -> bytes:
+    """A video [F, H, W, C] as an animated GIF that plays for ever."""
+    pictures = [Image.fromarray(frame.numpy()) for frame in frames]
+    file = io.BytesIO()
+    pictures[0].save(
+        file, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, optimize=False
+    )
+    return file.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,11 @@ from tqdm import tqdm
 
 from lightning_dfd.data import VideoDataModule, list_clips, write_cache, write_video
 from lightning_dfd.export import ExportFormat, ExportReport, export_student
+from lightning_dfd.generation import TEACHER_STEPS, Request, condition, generate_latents, requests_for
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.pictures import contact_sheet, enlarge, to_frames, video_grid
 from lightning_dfd.sampler import teacher_times
-from lightning_dfd.types import Role, VideoSize
-
-TEACHER_STEPS = 50
+from lightning_dfd.types import Role
 
 
 class DistillationTrainer(Trainer):
@@ -77,25 +77,27 @@ class DistillationTrainer(Trainer):
         self._load(model, ckpt_path)
         role = role or model.best_student
         prompts, seeds = prompts or _first_captions(datamodule, 8), seeds or [0, 1]
-        jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
+        requests = requests_for(prompts, seeds)
         calls = len(model.sampling.steps)
         if role == "teacher":
             calls = len(teacher_times(model.backbone.scheduler_config, TEACHER_STEPS)) * (1 + (model.dmd.guidance != 1))
         frames, seconds = [], 0.0
-        with tqdm(total=-(-len(jobs) // batch_size), desc=f"sampling {role}", unit="batch") as bar:
-            for start in range(0, len(jobs), batch_size):
-                chunk, spent = _sample_chunk(model, role, jobs[start : start + batch_size], datamodule.size)
-                frames.append(chunk)
-                seconds += spent
-                bar.update()
+        for start in tqdm(range(0, len(requests), batch_size), desc=f"sampling {role}", unit="batch"):
+            chunk = requests[start : start + batch_size]
+            cond = condition(model.backbone, [request.prompt for request in chunk])
+            began = time.perf_counter()
+            latents = generate_latents(model, role, chunk, cond, datamodule.size)
+            if latents.is_cuda:
+                torch.cuda.synchronize()
+            seconds += time.perf_counter() - began
+            frames.append(to_frames(model.backbone.decode_latents(latents)))
         facts = {
             "role": role,
             "network_calls_per_video": calls,
-            "sampling_seconds_per_video": seconds / len(jobs),
-            "videos": [{"prompt": p, "seed": s, "file": f"{i:04d}.mp4"} for i, (p, s) in enumerate(jobs)],
+            "sampling_seconds_per_video": seconds / len(requests),
         }
-        _write_samples(Path(output), torch.cat(frames), facts, len(seeds), datamodule.fps or 8.0)
-        rank_zero_info(f"{len(jobs)} videos of the {role} are in {output}")
+        _write_samples(Path(output), torch.cat(frames), requests, facts, datamodule.fps or 8.0)
+        rank_zero_info(f"{len(requests)} videos of the {role} are in {output}")
 
     def export(
         self,
@@ -127,6 +129,7 @@ class DistillationTrainer(Trainer):
         model.configure_model()
         facts = {} if ckpt_path is None else model.load_weights(ckpt_path)
         model.to(self.strategy.root_device)
+        model.backbone.to(model.device)
         return facts
 
 
@@ -135,35 +138,19 @@ def _first_captions(datamodule: VideoDataModule, count: int) -> list[str]:
     return list(dict.fromkeys(clip.caption for clip in datamodule.clips))[:count]
 
 
-def _sample_chunk(
-    model: DistillationModule, role: Role, jobs: list[tuple[str, int]], size: VideoSize
-) -> tuple[Tensor, float]:
-    """uint8 [B, F, H, W, C], and the seconds that the network calls took.
-
-    A video depends on its prompt and seed alone, not on what else is in the batch, so roles and runs compare.
-    """
-    backbone = model.backbone
-    backbone.to(model.device)
-    shape = backbone.latent_shape(size)
-    generators = [torch.Generator().manual_seed(seed) for _, seed in jobs]
-
-    def draw(like: Tensor | None = None) -> Tensor:
-        return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(model.device)
-
-    cond = backbone.encode_prompts([prompt for prompt, _ in jobs]).to(model.device)
-    began = time.perf_counter()
-    latents = model.sample_latents(role, cond, draw(), draw, TEACHER_STEPS)
-    if latents.is_cuda:
-        torch.cuda.synchronize()
-    spent = time.perf_counter() - began
-    return to_frames(backbone.decode_latents(latents)), spent
-
-
-def _write_samples(folder: Path, frames: Tensor, facts: dict[str, Any], columns: int, fps: float) -> None:
+def _write_samples(
+    folder: Path, frames: Tensor, requests: Sequence[Request], facts: Mapping[str, Any], fps: float
+) -> None:
+    """Videos with a metadata.jsonl, so that the folder can be evaluated like any other; a grid's row is a prompt."""
     folder.mkdir(parents=True, exist_ok=True)
-    for video, entry in zip(frames, facts["videos"], strict=True):
-        write_video(folder / entry["file"], video, fps)
-    large = enlarge(frames)
-    write_video(folder / "grid.mp4", video_grid(large, columns), fps)
-    Image.fromarray(contact_sheet(large).numpy()).save(folder / "contact.png")
+    lines = []
+    for number, (video, request) in enumerate(zip(frames, requests, strict=True)):
+        name = f"{number:04d}.mp4"
+        write_video(folder / name, video, fps)
+        lines.append(json.dumps({"file_name": name, "text": request.prompt, "seed": request.seed}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "samples.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
+    large = enlarge(frames)
+    seeds = len({request.seed for request in requests})
+    write_video(folder / "grid.mp4", video_grid(large, seeds), fps)
+    Image.fromarray(contact_sheet(large).numpy()).save(folder / "contact.png")

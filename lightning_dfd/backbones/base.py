@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lightning_dfd.noise import NoiseSchedule, schedule_from_config
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
-ENCODERS = ("vae", "text_encoder", "tokenizer")
+TEXT_PARTS = ("text_encoder", "tokenizer")
 
 
 class Backbone(ABC):
@@ -102,15 +102,14 @@ class Backbone(ABC):
 
         The mean of the VAE's posterior, so that a cache does not depend on a draw.
         """
-        vae = self.encoders.vae
-        latents = vae.encode(videos.to(self.device, vae.dtype)).latent_dist.mode()
+        latents = self.vae.encode(videos.to(self.device, self.vae.dtype)).latent_dist.mode()
         return self.normalise(latents.float())
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Videos [B, C, F, H, W] in [-1, 1], float32."""
-        vae = self.encoders.vae
-        frames: Tensor = vae.decode(self.denormalise(latents.to(self.device).float()).to(vae.dtype)).sample
+        scaled = self.denormalise(latents.to(self.device).float())
+        frames: Tensor = self.vae.decode(scaled.to(self.vae.dtype)).sample
         return frames.float().clamp(-1.0, 1.0)
 
     @cached_property
@@ -131,24 +130,30 @@ class Backbone(ABC):
 
     def load_transformer(self) -> nn.Module:
         """The teacher's network, frozen and in evaluation mode. VAE and text encoder are not loaded."""
-        pipe = load_pipeline(self.source, self.dtype, **dict.fromkeys(ENCODERS))
+        pipe = load_pipeline(self.source, self.dtype, vae=None, **dict.fromkeys(TEXT_PARTS))
         transformer: nn.Module = pipe.transformer
         return transformer.eval().requires_grad_(False)
 
     @cached_property
+    def vae(self) -> Any:
+        """The VAE alone: to decode samples on a cache, whose text embeddings are there."""
+        pipe = load_pipeline(self.source, self.dtype, transformer=None, **dict.fromkeys(TEXT_PARTS))
+        return pipe.vae.eval().requires_grad_(False).to(self.device)
+
+    @cached_property
     def encoders(self) -> Any:
         """The pipeline with VAE, text encoder and tokenizer but without the transformer."""
-        pipe = load_pipeline(self.source, self.dtype, transformer=None)
-        for module in (pipe.vae, pipe.text_encoder):
-            module.eval().requires_grad_(False).to(self.device)
+        pipe = load_pipeline(self.source, self.dtype, transformer=None, vae=self.vae)
+        pipe.text_encoder.eval().requires_grad_(False).to(self.device)
         return pipe
 
     def to(self, device: torch.device) -> None:
-        """Where the encoders run, now or once they are loaded."""
+        """Where VAE and text encoder run, now or once they are loaded."""
         moved = device != self.device
         self.device = device
-        if moved and "encoders" in self.__dict__:
-            self.encoders.to(device)
+        for name in ("vae", "encoders"):
+            if moved and name in self.__dict__:
+                getattr(self, name).to(device)
 
     def check_size(self, size: VideoSize) -> None:
         """Raise ValueError, naming the nearest size that works, for one that does not divide evenly."""
@@ -178,12 +183,18 @@ class Backbone(ABC):
             "text_encoder": _digest(_without_private(read_config(AutoencoderKL, self.source, "text_encoder"))),
             "text_length": str(self.max_sequence_length),
         }
+        return identity | {"weights": self._weights("vae", "text_encoder")}
+
+    def network_identity(self) -> dict[str, str]:
+        """`identity`, and what decides the teacher's own samples besides."""
+        config = {"transformer": _digest(_without_private(self.transformer_config)), "dtype": str(self.dtype)}
+        return self.identity() | config | {"network_weights": self._weights("transformer")}
+
+    def _weights(self, *components: str) -> str:
         folder = Path(self.source)
-        if folder.is_dir():
-            identity["weights"] = _digest_weights([folder / "vae", folder / "text_encoder"])
-        else:
-            identity["weights"] = f"hub:{self.source}"
-        return identity
+        if not folder.is_dir():
+            return f"hub:{self.source}"
+        return _digest_weights([folder / component for component in components])
 
 
 def load_pipeline(source: str, dtype: torch.dtype, **components: Any) -> Any:

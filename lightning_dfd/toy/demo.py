@@ -10,8 +10,6 @@ the same commands would not give anybody.
 from __future__ import annotations
 
 import argparse
-import base64
-import csv
 import html
 import json
 import shlex
@@ -23,14 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from lightning_dfd.data import read_video, write_video
+from lightning_dfd import pages
+from lightning_dfd.data import list_clips, read_video, write_video
 from lightning_dfd.pictures import contact_sheet, enlarge, video_grid
 from lightning_dfd.toy import world
 from lightning_dfd.toy.dataset import write_world
@@ -43,9 +41,21 @@ TITLES = {
     "dmd2": "Student after DMD2, 4 steps",
     "dfd": "Student after data forcing, 4 steps",
 }
+STAGES = {"dmd2": "DMD2", "dfd": "data forcing"}
 CLIPS, SEEDS = 480, 8
 SHOWN_CAPTIONS, SHOWN_SEEDS = 6, 4
-CURVES = ("train/student_loss", "train/fake_loss", "train/paired_gap", "train/dmd_gradient_norm")
+QUALITY = {  # what VideoEvaluation logs -> title
+    "world_readings_fd": "distance to real clips (FVD-style)",
+    "diversity": "diversity",
+    "saturation": "saturation",
+    "score": "score, 0 is as good as the teacher",
+}
+TRAINING = {
+    "train/student_loss": "student loss",
+    "train/fake_loss": "fake score's loss",
+    "train/paired_gap": "paired gap",
+    "train/dmd_gradient_norm": "DMD gradient norm",
+}
 SIZE = VideoSize(world.FRAMES, world.SIZE, world.SIZE)
 
 
@@ -91,9 +101,9 @@ def distil(folder: Path, overrides: Sequence[str]) -> dict[str, float]:
 def load_shown(folder: Path, name: str) -> Shown:
     """What `lightning sample` wrote."""
     facts = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-    videos = [read_video(folder / video["file"], SIZE, None) for video in facts["videos"]]
-    clips = torch.stack(videos).permute(0, 2, 3, 4, 1).numpy()
-    return Shown(name, clips, [video["prompt"] for video in facts["videos"]], facts)
+    listed = list_clips(folder).clips
+    clips = torch.stack([read_video(clip.path, SIZE, None) for clip in listed]).permute(0, 2, 3, 4, 1).numpy()
+    return Shown(name, clips, [clip.caption for clip in listed], facts)
 
 
 def grid_of(shown: Shown) -> Tensor:
@@ -110,24 +120,21 @@ def chroma(clips: NDArray[np.uint8]) -> float:
     return float(np.mean(clips.max(-1).astype(float) - clips.min(-1)))
 
 
-def curves(folder: Path) -> None:
-    """Losses and health of both stages, from their metrics.csv."""
-    figure, axes = plt.subplots(1, len(CURVES), figsize=(4 * len(CURVES), 3))
-    offset = 0
+def joined_curves(folder: Path) -> tuple[dict[str, dict[str, pages.Curve]], dict[str, dict[str, float]]]:
+    """Panels of what both stages logged, data forcing after DMD2 on one axis, and the teacher's levels by panel."""
+    panels: dict[str, dict[str, pages.Curve]] = {}
+    levels: dict[str, dict[str, float]] = {}
+    offset = 0.0
     for stage in RECIPES:
-        newest = max((folder / stage / "metrics").glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
-        with newest.open(encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        for axis, name in zip(axes, CURVES, strict=True):
-            points = [(int(row["step"]) + offset, float(row[name])) for row in rows if row.get(name)]
-            axis.plot(*zip(*points, strict=True), label=stage)
-            axis.set_title(name.removeprefix("train/").replace("_", " "))
-            axis.set_xlabel("iteration")
-        offset += int(rows[-1]["step"]) + 1
-    axes[0].legend()
-    figure.tight_layout()
-    figure.savefig(folder / "curves.png", dpi=90)
-    plt.close(figure)
+        logged = pages.logged_curves(folder / stage)
+        for name, title in {**{f"val/{name}": title for name, title in QUALITY.items()}, **TRAINING}.items():
+            x, y = logged[name]
+            panels.setdefault(title, {})[STAGES[stage]] = ([offset + step for step in x], y)
+        for name, title in QUALITY.items():
+            if f"val/teacher/{name}" in logged:
+                levels[title] = {"teacher": logged[f"val/teacher/{name}"][1][-1]}
+        offset += max(logged["train/fake_loss"][0])
+    return panels, levels
 
 
 def row_of(shown: Shown, real: NDArray[np.uint8], seconds: Mapping[str, float]) -> list[str]:
@@ -165,65 +172,33 @@ def page(folder: Path, columns: Sequence[Shown], seconds: Mapping[str, float], t
     rows = [row_of(shown, real, seconds) for shown in columns]
     shares = " / ".join(f"{share:.2f}" for share in (*world.DIRECTION_SHARES.values(), 0.0))
     rows.append(["The world itself", "", "", "", f"{100 * truth.obedience:.0f} %", shares, "1.00"])
-    table = "".join(
-        f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in row)}</tr>"
-        for tag, row in [("th", HEADINGS), *(("td", row) for row in rows)]
-    )
     captions = [world.CAPTIONS[i] for i in np.linspace(0, len(world.CAPTIONS) - 1, SHOWN_CAPTIONS).round().astype(int)]
     videos = ""
     for shown in columns:
         write_video(folder / f"{shown.name}.mp4", grid_of(shown), world.FPS)
-        Image.fromarray(contact_sheet(enlarge(torch.from_numpy(shown.clips[::SEEDS]), 64), 9).numpy()).save(
-            folder / f"{shown.name}.png"
-        )
-        encoded = base64.b64encode((folder / f"{shown.name}.mp4").read_bytes()).decode()
-        videos += (
-            f"<figure><figcaption>{TITLES[shown.name]}</figcaption>"
-            f'<video src="data:video/mp4;base64,{encoded}" autoplay loop muted playsinline></video></figure>'
-        )
-    curve = base64.b64encode((folder / "curves.png").read_bytes()).decode()
+        sheet = contact_sheet(enlarge(torch.from_numpy(shown.clips[::SEEDS]), 64), 9)
+        Image.fromarray(sheet.numpy()).save(folder / f"{shown.name}.png")
+        videos += pages.video(folder / f"{shown.name}.mp4", TITLES[shown.name])
     card = (folder / "export_pipeline" / "README.md").read_text(encoding="utf-8")
     snippet = html.escape(card.split("```python\n")[1].split("```")[0])
-    (folder / "index.html").write_text(
-        PAGE.format(
-            total=f"{total / 60:.1f}",
-            videos=videos,
-            captions="".join(f"<li>{caption}</li>" for caption in captions),
-            seeds=SHOWN_SEEDS,
-            table=table,
-            clips=len(columns[0].clips),
-            curve=curve,
-            snippet=snippet,
-            folder=html.escape(str(folder)),
-        ),
-        encoding="utf-8",
-    )
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>lightning_dfd demo</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1320px; margin: 2em auto; padding: 0 1em; color: #222 }}
-.row {{ display: flex; gap: 1em; flex-wrap: wrap }} figure {{ margin: 0 }} figcaption {{ font-weight: 600 }}
-video, img {{ max-width: 100%; background: #fff }} table {{ border-collapse: collapse }}
-th, td {{ border: 1px solid #ccc; padding: .3em .6em; text-align: left }} pre {{ background: #f4f4f4; padding: 1em }}
-</style></head><body>
-<h1>From a 50-step teacher to a 4-step student</h1>
-<p>Made by <code>make demo</code> in {total} minutes. The same captions (rows) and the same {seeds} seeds
-(columns) in all three:</p>
-<div class="row">{videos}</div>
-<ol>{captions}</ol>
-<h2>What it cost and what came out</h2>
-<table>{table}</table>
-<p>Measured from the pixels of {clips} clips each, so a share is good to a few points. The captions leave the direction
-open; a student that keeps the world's diversity keeps its shares.</p>
-<h2>Training</h2>
-<img alt="losses of both stages" src="data:image/png;base64,{curve}">
-<h2>The export</h2>
-<p>In <code>{folder}/export_pipeline</code>, and as a LoRA file in <code>export_lora</code>; from inside
-<code>{folder}</code>:</p>
-<pre>{snippet}</pre>
-</body></html>
-"""
+    where = html.escape(str(folder))
+    parts = [
+        f"<p>Made by <code>make demo</code> in {total / 60:.1f} minutes. The same captions (rows) and the same "
+        f"{SHOWN_SEEDS} seeds (columns) in all three:</p>",
+        f'<div class="row">{videos}</div>',
+        f"<ol>{''.join(f'<li>{caption}</li>' for caption in captions)}</ol>",
+        "<h2>What it cost and what came out</h2>",
+        pages.table(HEADINGS, rows),
+        f"<p>Measured from the pixels of {len(columns[0].clips)} clips each, so a share is good to a few points. The "
+        "captions leave the direction open; a student that keeps the world's diversity keeps its shares.</p>",
+        "<h2>Training</h2>",
+        pages.curves(*joined_curves(folder)),
+        "<h2>The export</h2>",
+        f"<p>In <code>{where}/export_pipeline</code>, and as a LoRA file in <code>export_lora</code>; from inside "
+        f"<code>{where}</code>:</p>",
+        f"<pre>{snippet}</pre>",
+    ]
+    pages.write_page(folder / "index.html", "From a 50-step teacher to a 4-step student", parts)
 
 
 def main() -> None:
@@ -236,7 +211,6 @@ def main() -> None:
     args.output.mkdir(parents=True)
     seconds = distil(args.output, overrides)
     columns = [load_shown(args.output / "samples" / name, name) for name in TITLES]
-    curves(args.output)
     page(args.output, columns, seconds, time.perf_counter() - began)
     print(f"\nOpen {args.output / 'index.html'}")
 

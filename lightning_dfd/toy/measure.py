@@ -34,7 +34,7 @@ def _separate(clip: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[n
     background = np.median(border.reshape(-1, 3), axis=0)
     difference = clip - background
     distance = np.linalg.norm(difference, axis=-1)
-    strong = distance > 0.7 * np.percentile(distance, 99)
+    strong = distance >= 0.7 * np.percentile(distance, 99)  # of an even clip, all of it
     foreground = background + np.median(difference[strong], axis=0)
     axis = foreground - background
     cover = np.clip(difference @ axis / max(float(axis @ axis), 1e-9), 0.0, 1.0)
@@ -56,34 +56,51 @@ def _overlap(cover: NDArray[np.float64], shape: str) -> float:
     if shape == "triangle":  # its centre of mass lies a third above the base, below the bounding box's centre
         y -= world.HALF_WIDTH[shape] * size / 3
     template = world.coverage(shape, x, y, size)
-    return float(np.minimum(cover, template).sum() / np.maximum(cover, template).sum())
+    return float(np.minimum(cover, template).sum() / max(np.maximum(cover, template).sum(), 1e-9))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured in one clip before it is named: colours [C], the shape's cover of each pixel [F, H, W], its
+    centre in each frame [F, 2] as (x, y), and how well it overlaps with each shape, in [0, 1]."""
+
+    background: NDArray[np.float64]
+    foreground: NDArray[np.float64]
+    cover: NDArray[np.float64]
+    centres: NDArray[np.float64]
+    overlaps: Mapping[str, float]
+
+
+def measure_clip(clip: NDArray[np.uint8]) -> Measurement:
+    """Measure one clip, uint8 [F, H, W, C]."""
+    background, foreground, cover = _separate(clip.astype(np.float64))
+    overlaps = {shape: float(np.mean([_overlap(frame, shape) for frame in cover])) for shape in world.SHAPES}
+    return Measurement(background, foreground, cover, _centres(cover), overlaps)
 
 
 def read_clip(clip: NDArray[np.uint8]) -> Reading:
     """Read every factor of one clip, uint8 [F, H, W, C], from its pixels."""
-    background, foreground, cover = _separate(clip.astype(np.float64))
-    level = min(world.BACKGROUND_LEVEL, key=lambda name: abs(world.BACKGROUND_LEVEL[name] - background.mean()))
-    areas = cover.sum(axis=(1, 2))
+    found = measure_clip(clip)
+    level = min(world.BACKGROUND_LEVEL, key=lambda name: abs(world.BACKGROUND_LEVEL[name] - found.background.mean()))
+    areas = found.cover.sum(axis=(1, 2))
     low, high = world.SHAPE_SIZE**2 / 2, world.SHAPE_SIZE**2 * 2
-    contrast = float(np.linalg.norm(foreground - background))
+    contrast = float(np.linalg.norm(found.foreground - found.background))
     if contrast < 40 or not low < np.median(areas) < high or areas.min() < low / 2:
         return Reading(NOTHING, NOTHING, NOTHING, level, NOTHING)
 
     def colour_distance(name: str) -> float:
-        return float(np.linalg.norm(np.array(world.COLOURS[name]) - foreground))
+        return float(np.linalg.norm(np.array(world.COLOURS[name]) - found.foreground))
 
     colour = min(world.COLOURS, key=colour_distance)
-    overlaps = {shape: np.mean([_overlap(frame, shape) for frame in cover]) for shape in world.SHAPES}
-    shape = max(overlaps, key=lambda name: float(overlaps[name]))
-    centres = _centres(cover)
-    moved = centres[-1] - centres[0]
+    shape = max(found.overlaps, key=lambda name: found.overlaps[name])
+    moved = found.centres[-1] - found.centres[0]
     travelled = float(np.linalg.norm(moved))
     direction, speed = NOTHING, NOTHING
     if travelled > 3.0:
         direction = max(world.STEP, key=lambda name: float(moved @ np.array(world.STEP[name])))
         speed = min(world.TRAVEL, key=lambda name: abs(world.TRAVEL[name] - travelled))
     return Reading(
-        shape=shape if overlaps[shape] > 0.6 else NOTHING,
+        shape=shape if found.overlaps[shape] > 0.6 else NOTHING,
         colour=colour if colour_distance(colour) < 110 else NOTHING,
         direction=direction,
         background=level,

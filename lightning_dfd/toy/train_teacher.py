@@ -19,6 +19,7 @@ import argparse
 import copy
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,6 @@ LATENT_CHANNELS = 8
 PATCH = 2  # latents to a side of a token
 SPATIAL, TEMPORAL = 4, 4  # compression of the VAE
 SNR_SHIFT = 8.0  # above CogVideoX-2B's 3, as clips are told apart at very low signal-to-noise ratios here
-LOOSE_LEVELS = {"dark": 25, "grey": 115, "light": 215}  # of the VAE's training clips, wider than the world's
 
 
 def build_vae() -> AutoencoderKLCogVideoX:
@@ -108,7 +108,12 @@ def draw_loose_scene(rng: np.random.Generator) -> world.Scene:
 def draw_loose_clips(n: int, seed: int) -> NDArray[np.uint8]:
     """`n` clips of loose scenes, uint8 [N, F, H, W, C]."""
     rng = np.random.default_rng(seed)
-    return np.stack([world.render(draw_loose_scene(rng), LOOSE_LEVELS) for _ in range(n)])
+    return np.stack([world.render(draw_loose_scene(rng)) for _ in range(n)])
+
+
+def draw_clips(n: int, seed: int) -> NDArray[np.uint8]:
+    """`n` clips of the world, uint8 [N, F, H, W, C]."""
+    return world.draw_clips(n, seed)[1]
 
 
 def to_model(clips: NDArray[np.uint8]) -> Tensor:
@@ -121,49 +126,31 @@ def cosine(step: int, steps: int, warmup: int = 100) -> float:
     return min((step + 1) / warmup, 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def train_vae(vae: Any, steps: int, batch: int = 8) -> None:
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0)
+def train_vae(
+    vae: Any, draw: Callable[[int, int], NDArray[np.uint8]], steps: int, lr: float, noise: float = 0.0, batch: int = 8
+) -> None:
+    """Train what is trainable of `vae` on clips from `draw(batch, step)`, with up to `noise` of noise on the latents
+    (in their standard deviations)."""
+    parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps))
-    bar = tqdm(range(steps), desc="VAE", mininterval=5)
+    bar = tqdm(range(steps), desc="VAE" if noise == 0 else "its decoder", mininterval=5)
     for step in bar:
-        clips = to_model(draw_loose_clips(batch, seed=step))
+        clips = to_model(draw(batch, step))
         posterior = vae.encode(clips).latent_dist
-        decoded = vae.decode(posterior.sample()).sample
+        latents = posterior.sample()
+        strength = noise * torch.rand(batch, 1, 1, 1, 1) * latents.detach().std()
+        decoded = vae.decode(latents + strength * torch.randn_like(latents)).sample
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1.0 - posterior.logvar).mean()
         error = F.mse_loss(decoded, clips)
         loss = F.l1_loss(decoded, clips) + 4 * error + 3e-4 * kl
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         if step % 50 == 0:
             bar.set_postfix(psnr=f"{-10 * math.log10(error.item() / 4):.1f} dB", kl=f"{kl.item():.2f}")
-
-
-def train_decoder(vae: Any, steps: int, batch: int = 8) -> None:
-    """Teach the decoder the world's own clips from latents with up to .15 of noise. A transformer of this size leaves
-    about so much, and it should not show in pixels. The encoder, and so the latents, stay as they are."""
-    vae.encoder.requires_grad_(False)
-    optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=1e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps))
-    bar = tqdm(range(steps), desc="decoder", mininterval=5)
-    for step in bar:
-        clips = to_model(world.draw_clips(batch, seed=step)[1])
-        with torch.no_grad():
-            latents = vae.encode(clips).latent_dist.mode()
-            each = (batch, 1, 1, 1, 1)
-            noise = 0.15 * torch.rand(each) * latents.std() * torch.randn_like(latents)
-        decoded = vae.decode(latents + noise).sample
-        error = F.mse_loss(decoded, clips)
-        loss = F.l1_loss(decoded, clips) + 4 * error
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 0:
-            bar.set_postfix(psnr=f"{-10 * math.log10(error.item() / 4):.1f} dB")
 
 
 @torch.no_grad()
@@ -265,7 +252,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--vae-steps", type=int, default=2500)
     parser.add_argument("--decoder-steps", type=int, default=450)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--clips", type=int, default=3000, help="training clips")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--judge", type=int, default=600, help="clips sampled for the gate")
@@ -284,8 +271,10 @@ def main() -> None:
     if args.keep_vae:
         pipe.vae = AutoencoderKLCogVideoX.from_pretrained(args.output, subfolder="vae", torch_dtype=torch.float32)
     else:
-        train_vae(pipe.vae, args.vae_steps)
-        train_decoder(pipe.vae, args.decoder_steps)
+        train_vae(pipe.vae, draw_loose_clips, args.vae_steps, lr=2e-3)
+        # Noise that a transformer of this size leaves should not show in pixels; the latents stay as they are.
+        pipe.vae.encoder.requires_grad_(False)
+        train_vae(pipe.vae, draw_clips, args.decoder_steps, lr=1e-3, noise=0.15)
     pipe.vae.eval()
     latents, captions = encode_clips(pipe.vae, args.clips, seed=1_000_000)
     pipe.vae.register_to_config(scaling_factor=1.0 / latents.std().item())

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 FRAMES, SIZE, FPS = 9, 32, 8
 
-HALF_WIDTH = {"circle": 1 / math.sqrt(math.pi), "square": 0.5, "triangle": math.sqrt(0.5)}  # at area 1
+HALF_WIDTH = {"cross": 1.5 / math.sqrt(5), "square": 0.5, "triangle": math.sqrt(0.5)}  # at area 1
 SHAPES = tuple(HALF_WIDTH)
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 45, 45),
@@ -89,8 +88,8 @@ def coverage(shape: str, x: float, y: float, size: float) -> NDArray[np.float64]
     rows, columns = np.mgrid[0:SIZE, 0:SIZE] + 0.5
     dx, dy = columns - x, rows - y
     half = HALF_WIDTH[shape] * size
-    if shape == "circle":
-        outside = np.hypot(dx, dy) - half
+    if shape == "cross":  # its arms are a third as wide as the whole
+        outside = np.maximum(np.maximum(abs(dx), abs(dy)) - half, np.minimum(abs(dx), abs(dy)) - half / 3)
     elif shape == "square":
         outside = np.maximum(abs(dx), abs(dy)) - half
     else:  # a triangle standing on its base, as wide as high
@@ -98,9 +97,9 @@ def coverage(shape: str, x: float, y: float, size: float) -> NDArray[np.float64]
     return np.clip(0.5 - outside, 0.0, 1.0)
 
 
-def render(scene: Scene, levels: Mapping[str, int] = BACKGROUND_LEVEL) -> NDArray[np.uint8]:
-    """The clip of a scene, uint8 [F, H, W, C]; `levels` says how bright the backgrounds are."""
-    background = np.full(3, levels[scene.background], dtype=np.float64)
+def render(scene: Scene) -> NDArray[np.uint8]:
+    """The clip of a scene, uint8 [F, H, W, C]."""
+    background = np.full(3, BACKGROUND_LEVEL[scene.background], dtype=np.float64)
     colour = np.array(COLOURS[scene.colour], dtype=np.float64)
     frames = []
     for progress in np.linspace(0.0, scene.travel, FRAMES):

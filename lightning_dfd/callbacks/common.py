@@ -1,0 +1,72 @@
+"""What the callbacks share: when to look, at what, and how to do so without touching training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_dfd.data import VideoDataModule
+from lightning_dfd.features import read_statistics, write_statistics
+from lightning_dfd.module import DistillationModule
+
+
+def due(trainer: Any, every: int, done: int) -> bool:
+    """Whether iteration `trainer.global_step`, not yet looked at, is a multiple of `every` or the last one.
+
+    Batches that are accumulated share an iteration, so it counts once.
+    """
+    step = trainer.global_step
+    return step != done and (step % every == 0 or step == trainer.max_steps)
+
+
+def require_data(trainer: Any) -> VideoDataModule:
+    """The run's VideoDataModule, which knows size, captions and cache."""
+    data = trainer.datamodule
+    if not isinstance(data, VideoDataModule):
+        raise ValueError(
+            f"callbacks that make videos need a VideoDataModule for size and captions, got {type(data).__name__}; "
+            "pass datamodule=VideoDataModule(...) to fit"
+        )
+    return data
+
+
+def evaluation_prompts(data: VideoDataModule, wanted: int | list[str]) -> list[str]:
+    """The texts given, or so many distinct captions, of held-out clips first, evenly spread.
+
+    Raises:
+        ValueError: there are fewer captions, or no text was given.
+    """
+    if isinstance(wanted, list):
+        if not wanted:
+            raise ValueError("prompts is an empty list; give texts, or how many captions of the data to take")
+        return list(dict.fromkeys(wanted))
+    captions = list(dict.fromkeys(clip.caption for clip in (*data.held_out, *data.clips)))
+    if not 0 < wanted <= len(captions):
+        raise ValueError(f"prompts is {wanted}, but the data have {len(captions)} distinct captions; lower it")
+    return [captions[index * len(captions) // wanted] for index in range(wanted)]
+
+
+@contextmanager
+def quiet_generation(module: DistillationModule) -> Iterator[None]:
+    """Make videos without gradient, in the run's own precision, leaving every global generator as it was."""
+    devices = [module.device] if module.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), module.trainer.precision_plugin.forward_context():
+        yield
+
+
+def shared_statistics(
+    trainer: Any, folder: Path, key: Mapping[str, str], compute: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """`cached_statistics` for all ranks: the first one's file decides for all, as `compute` may need them all."""
+    found = read_statistics(folder, key) if trainer.is_global_zero else None
+    found = trainer.strategy.broadcast(found)
+    if found is None:
+        found = compute()
+        if trainer.is_global_zero:
+            write_statistics(folder, key, found)
+    return found

@@ -1,0 +1,169 @@
+"""FVD, diversity and colour while training, for the student and, once, for its teacher.
+
+Axis legend: B batch, C = 3 channels, F frames, H height, W width; videos are [B, C, F, H, W] in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from tqdm import tqdm
+
+from lightning_dfd.callbacks.common import due, evaluation_prompts, quiet_generation, require_data, shared_statistics
+from lightning_dfd.data import VideoDataModule, VideoError
+from lightning_dfd.features import data_fingerprint
+from lightning_dfd.generation import Request, generate_videos, requests_for
+from lightning_dfd.metrics import VideoSuite, relative_to_teacher
+from lightning_dfd.module import DistillationModule
+from lightning_dfd.types import Role
+
+
+class VideoEvaluation(Callback):
+    """Measures the student, its moving average if there is one, at the start, every so many iterations and at the end.
+
+    The same prompts and seeds are sampled each time, split over the ranks, and measured by `VideoSuite` against real
+    clips of the run's data. The teacher is measured once on the same prompts and seeds, in its own many guided steps.
+    Logged are `val/<metric>` for the student, `val/teacher/<metric>`, `val/<metric>_ratio` (student over teacher) and
+    `val/score`; docs/metrics.md says what each one is. Training is not touched: the trained weights are the same, bit
+    by bit, with and without it.
+
+    Statistics of the real clips and of the teacher are kept in `statistics`, by data, extractors and protocol, so
+    that a second run with the same teacher does not measure it again.
+
+    Args:
+        every: iterations between two evaluations.
+        prompts: texts, or how many captions of the data.
+        seeds: videos of each prompt, at least 2; the paper takes 8.
+        real_clips: how many real clips to compare with; fewer where there are fewer.
+        distance: extractor of the Frechet distance (`i3d-logits` makes it FVD), as `name` or `name=weights`.
+        diversity: extractor of the diversities, likewise.
+        min_videos: fewer real or sampled videos than this are refused, as the distance would be mostly bias.
+        teacher: whether to measure the teacher.
+        teacher_steps: of its sampling.
+        batch_size: videos sampled together.
+        statistics: folder of kept statistics; null for `<default_root_dir>/statistics`.
+    """
+
+    def __init__(
+        self,
+        every: int = 100,
+        prompts: int | list[str] = 16,
+        seeds: int = 8,
+        real_clips: int = 2048,
+        distance: str = "transnetv2",
+        diversity: str = "efficientnet-lite0",
+        min_videos: int = 64,
+        teacher: bool = True,
+        teacher_steps: int = 50,
+        batch_size: int = 8,
+        statistics: str | None = None,
+    ) -> None:
+        if every < 1 or seeds < 2:
+            raise ValueError(f"VideoEvaluation needs every above 0 and at least 2 seeds, got {every} and {seeds}")
+        self.every, self.prompts, self.seeds, self.real_clips = every, prompts, seeds, real_clips
+        self.names = {"distance": distance, "diversity": diversity}
+        self.min_videos = min_videos
+        self.teacher, self.teacher_steps, self.batch_size = teacher, teacher_steps, batch_size
+        self.statistics = statistics
+        self._suite: VideoSuite | None = None
+        self._teacher_values: dict[str, float] = {}
+        self._done = -1  # the iteration of the last evaluation
+
+    # ---- when ---------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._prepare(trainer, pl_module)
+        self._evaluate(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        if due(trainer, self.every, self._done):
+            values = self._evaluate(trainer, pl_module)
+            pl_module.log_dict(values, logger=False)  # for ModelCheckpoint(monitor=...) and EarlyStopping
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.global_step != self._done:  # ended before max_steps
+            self._evaluate(trainer, pl_module)
+
+    # ---- what ---------------------------------------------------------------------------------------------
+
+    def _prepare(self, trainer: Any, module: DistillationModule) -> None:
+        data = require_data(trainer)
+        self._requests = requests_for(evaluation_prompts(data, self.prompts), range(self.seeds))
+        if len(self._requests) < self.min_videos:
+            raise ValueError(
+                f"VideoEvaluation would sample {len(self._requests)} videos, fewer than min_videos={self.min_videos}; "
+                "raise prompts or seeds, or lower min_videos and read the distance with that in mind"
+            )
+        self._suite = suite = VideoSuite(**self.names, min_videos=self.min_videos).to(module.device)
+        folder = Path(self.statistics or Path(trainer.default_root_dir) / "statistics")
+        key = self._protocol(data) | suite.fingerprint()
+        real = shared_statistics(trainer, folder, key | {"of": "real"}, lambda: self._real_state(trainer, module, data))
+        suite.load_real_state(real)
+        if self.teacher:
+            asked = json.dumps([asdict(request) for request in self._requests])
+            key |= {"of": "teacher", "requests": asked, "steps": str(self.teacher_steps)}
+            key |= module.backbone.network_identity()
+            key |= {"guidance": str(module.dmd.guidance), "negative": module.dmd.negative_prompt}
+
+            def measure() -> dict[str, Tensor]:
+                values = self._measure(trainer, module, "teacher")
+                return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+
+            self._teacher_values = {
+                name: float(value) for name, value in shared_statistics(trainer, folder, key, measure).items()
+            }
+
+    def _protocol(self, data: VideoDataModule) -> dict[str, str]:
+        return {
+            "data": data_fingerprint(clip.path for clip in data.real_clips(self.real_clips)),
+            "size": str(data.size),
+            "fps": str(data.fps),
+            "min_videos": str(self.min_videos),
+        }
+
+    def _real_state(self, trainer: Any, module: DistillationModule, data: VideoDataModule) -> dict[str, Tensor]:
+        assert self._suite is not None
+        clips = data.real_clips(self.real_clips)[trainer.global_rank :: trainer.world_size]
+        for clip in tqdm(clips, desc="real clips", leave=False, disable=not trainer.is_global_zero):
+            try:
+                video = data.real_video(clip, module.backbone.decode_latents)
+            except VideoError as error:
+                rank_zero_warn(f"{clip.name} is left out of the real clips: {error}")
+                continue
+            self._suite.update_real(video.to(module.device))
+        return self._suite.real_state()
+
+    def _evaluate(self, trainer: Any, module: DistillationModule) -> dict[str, float]:
+        self._done = trainer.global_step
+        values = self._measure(trainer, module, module.best_student)
+        logged = {f"val/{name}": value for name, value in values.items()}
+        logged |= {f"val/teacher/{name}": value for name, value in self._teacher_values.items()}
+        logged |= {f"val/{name}": value for name, value in relative_to_teacher(values, self._teacher_values).items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(logged, step=self._done)
+        return logged
+
+    def _measure(self, trainer: Any, module: DistillationModule, role: Role) -> dict[str, float]:
+        """The suite's values for a role's videos; every rank makes a share of them, and as many network calls."""
+        assert self._suite is not None
+        data, suite = require_data(trainer), self._suite
+        suite.reset()
+        own = self._requests[trainer.global_rank :: trainer.world_size]
+        rounds = range(0, -(-len(self._requests) // trainer.world_size), self.batch_size)
+        described = f"evaluating {role} at {trainer.global_step}"
+        with quiet_generation(module):
+            for start in tqdm(rounds, desc=described, leave=False, disable=not trainer.is_global_zero):
+                chunk: list[Request] = own[start : start + self.batch_size]
+                videos = generate_videos(
+                    module, role, chunk or self._requests[:1], data.size, data.latent_cache, self.teacher_steps
+                )
+                if chunk:
+                    suite.update(videos, [request.prompt for request in chunk], [request.seed for request in chunk])
+        return suite.compute()
