@@ -1,17 +1,18 @@
 """`lightning evaluate`: folders of videos, whoever made them, measured beside real ones.
 
-Axis legend: N videos, C = 3 channels, F frames, H height, W width.
+Axis legend: B videos measured together, C = 3 channels, F frames, H height, W width.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import warnings
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from jsonargparse import ArgumentParser
@@ -19,21 +20,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_dfd import pages
-from lightning_dfd.data import Clip, VideoError, first_problems, list_clips, read_video, write_video
+from lightning_dfd.data import Clip, Problem, VideoError, first_problems, list_clips, read_video, write_video
+from lightning_dfd.data.files import replacing
 from lightning_dfd.metrics import VideoSuite, relative_to_teacher
-from lightning_dfd.pictures import enlarge, to_frames, video_grid
+from lightning_dfd.pictures import enlarge, video_grid
 from lightning_dfd.types import VideoSize
 
-SHOWN_PROMPTS, SHOWN_SEEDS = 4, 4
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One folder: its values, and a few of its videos, uint8 [N, F, H, W, C], a prompt's seeds in one row."""
-
-    values: dict[str, float]
-    shown: Tensor
-    columns: int
+TEACHER = "teacher"  # the others are related to the folder of this name
+RECORD, PAGE = "evaluation.json", "index.html"
+SHOWN_CAPTIONS, SHOWN_VIDEOS = 4, 4
 
 
 def evaluate(
@@ -51,121 +46,296 @@ def evaluate(
     batch_size: int = 8,
     device: str = "cpu",
 ) -> None:
-    """Measure folders of videos beside real ones: a table, evaluation.json and index.html.
+    """The keys, on the command line or in a YAML file.
 
     A folder is captioned as training data are: by metadata.jsonl (as `lightning sample` writes), metadata.csv or a
     .txt beside each video. Videos of one caption count as its seeds; captions with a single video are left out of the
-    diversities. If a folder is named `teacher`, all others are also given in relation to it.
+    diversities.
 
     Args:
-        videos: name -> folder of sampled videos, as {teacher: a, student: b}.
-        real: folder of real videos.
-        output: folder for evaluation.json and index.html.
-        frames: frames read of each video.
-        height: pixels; videos are scaled to cover height x width and cropped at the centre.
-        width: pixels.
-        fps: frames per second at which they are read; null for consecutive frames.
-        distance: extractor of the Frechet distance, `name` or `name=weights`; i3d-logits makes it FVD.
-        diversity: extractor of the diversities, likewise.
-        min_videos: fewer on either side are refused, as the distance would be mostly bias.
-        runs: name -> default_root_dir of runs whose logged curves the page shows.
-        batch_size: videos measured together.
-        device: where features are computed, as cpu or cuda.
+        videos: name -> folder of sampled videos, one or more; what is named teacher, the others are related to
+        real: folder of real videos
+        output: folder for evaluation.json and index.html: new, empty, or of an earlier evaluation
+        frames: frames read of each video, from its start; 2 or more
+        height: pixels; videos are scaled to cover height x width and cropped at the centre
+        width: pixels
+        fps: frames per second at which videos are read; null for frames as stored
+        distance: extractor of the Frechet distance: name, name=weights or package.module.Class; i3d-logits makes it FVD
+        diversity: extractor of the diversities, likewise
+        min_videos: a folder with fewer usable ones is refused, as distances would be mostly bias; 2 or more
+        runs: name -> default_root_dir of a run, of which the page then shows the logged curves
+        batch_size: videos measured together
+        device: where features are computed: cpu, cuda or cuda:1
 
     Raises:
         FileNotFoundError: a folder is not there.
-        ValueError: a folder has too few usable videos.
+        ValueError: a folder has too few usable videos, or `output` holds something else.
+        OSError: `output` cannot be made, or an extractor's weights are not there.
     """
-    size = VideoSize(frames, height, width)
-    suite = VideoSuite(distance, diversity, min_videos).to(torch.device(device))
+    if not videos:
+        raise ValueError("videos names no folder; give one or more, as --videos.student FOLDER")
+    if min(frames, min_videos) < 2 or min(height, width, batch_size) < 1 or not (fps is None or fps > 0):
+        raise ValueError("frames and min_videos must be 2 or more; height, width, batch_size and fps above 0")
+    # all that can be wrong is found before hours of work
+    reading = Reading(VideoSize(frames, height, width), fps, batch_size, min_videos, usable_device(device))
+    real_source = source("real", real, min_videos)
+    sources = {name: source(name, folder, min_videos) for name, folder in videos.items()}
     curves = {name: pages.logged_curves(Path(root)) for name, root in (runs or {}).items()}
-    for part in batches(real, usable_clips(real), size, fps, batch_size):
-        suite.update_real(part.videos.to(device))
-    found = {name: measure(suite, folder, size, fps, batch_size) for name, folder in videos.items()}
+    suite = VideoSuite(distance, diversity, min_videos).to(reading.device)
+    folder = usable_output(Path(output))
+
+    of_real = measure(suite, real_source, reading, real=True)
+    found = {name: measure(suite, one, reading) for name, one in sources.items()}
     values = {name: measured.values for name, measured in found.items()}
-    teacher = values.get("teacher", {})
-    relative = {name: relative_to_teacher(own, teacher) for name, own in values.items() if name != "teacher"}
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    protocol = {"real": real, "size": str(size), "fps": str(fps), **suite.fingerprint()}
-    record = {"protocol": protocol, "values": values, "relative_to_teacher": relative}
-    (folder / "evaluation.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
-    write_page(folder, found, relative, curves, protocol, fps or 8.0)
-    print(text_table(*rows_of(values, relative)))
-    print(f"\nOpen {folder / 'index.html'}; the numbers are in evaluation.json beside it")
+    relative = {n: relative_to_teacher(own, values.get(TEACHER, {})) for n, own in values.items() if n != TEACHER}
+    notes = [note for measured in (of_real, *found.values()) for note in measured.notes]
+    protocol = {"real": real, "size": str(reading.size), "fps": "as stored" if fps is None else f"{fps:g}"}
+    protocol |= {f"extractor of {use}": extractor for use, extractor in suite.fingerprint().items()}
+    report = Report(dict(videos), protocol, values, relative, [*notes, *unlike(found)])
+
+    with replacing(folder / RECORD) as file:
+        file.write_text(as_json(report), encoding="utf-8")
+    with replacing(folder / PAGE) as file:
+        write_page(file, report, {"real": of_real} | found, curves, fps or 8.0)
+    print("\n".join([text_table(*table(report)), "", *(f"Note: {note}" for note in report.notes)]))
+    print(f"Open {folder / PAGE}; the numbers are in {folder / RECORD}")
+
+
+# ---- what is read ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How all folders are read; `fps` None is for frames as stored."""
+
+    size: VideoSize
+    fps: float | None
+    batch_size: int
+    min_videos: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder: its clips in the order of their captions, and what was left out."""
+
+    name: str
+    folder: str
+    clips: tuple[Clip, ...]
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class Video:
+    """A decoded clip, uint8 [C, F, H, W]."""
+
+    caption: str
+    pixels: Tensor
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some videos [N, C, F, H, W] in [-1, 1] with their clips."""
+    """Videos, float [B, C, F, H, W] in [-1, 1]; all of them, or none, of captions with several videos."""
 
     videos: Tensor
-    clips: list[Clip]
+    captions: list[str]
+    several: bool
 
 
-def usable_clips(folder: str) -> Sequence[Clip]:
-    """The folder's videos, captioned or not; what cannot be used is named in a warning."""
-    listing = list_clips(folder, need_captions=False)
-    if listing.problems:
-        warnings.warn(f"{folder}{first_problems(listing.problems)}", stacklevel=2)
-    return listing.clips
+def usable_device(name: str) -> torch.device:
+    """The device of that name; ValueError if torch cannot use it."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"this torch cannot use device {name!r} here; give cpu, cuda or cuda:1") from error
 
 
-def batches(folder: str, clips: Sequence[Clip], size: VideoSize, fps: float | None, batch_size: int) -> Iterator[Part]:
-    """The folder's videos in order. One that cannot be decoded is named in a warning and left out."""
-    videos: list[Tensor] = []
-    kept: list[Clip] = []
-    for number, clip in enumerate(tqdm(clips, desc=f"reading {folder}", unit="video")):
+def usable_output(folder: Path) -> Path:
+    """The folder, made where it is missing; one that holds something else than an evaluation is refused."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise OSError(f"output {folder} cannot be made or read ({error.strerror}); name another folder") from error
+    if names and RECORD not in names:
+        raise ValueError(f"output {folder} holds something else ({names[0]}); name a new or an empty folder")
+    return folder
+
+
+def source(name: str, folder: str, min_videos: int) -> Source:
+    """What a folder holds, captioned or not; nothing is decoded yet.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it has too few videos.
+    """
+    if not folder or not Path(folder).is_dir():
+        raise FileNotFoundError(f"{name}: there is no folder {folder!r}")
+    try:
+        listing = list_clips(folder, need_captions=False)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    require(len(listing.clips), min_videos, name, folder, listing.problems)
+    clips = sorted(listing.clips, key=lambda clip: clip.caption)
+    return Source(name, folder, tuple(clips), listing.problems)
+
+
+def require(count: int, min_videos: int, name: str, folder: str, problems: Sequence[Problem]) -> None:
+    """Raise ValueError if there are too few."""
+    if count < min_videos:
+        raise ValueError(
+            f"{name}: {count} usable videos in {folder}, fewer than min_videos={min_videos}; add some, or lower it and "
+            f"compare distances of equal numbers of videos only{first_problems(problems)}"
+        )
+
+
+def decode(one: Source, reading: Reading, problems: list[Problem]) -> Iterator[Video]:
+    """A folder's videos in the order of their captions. What cannot be decoded is added to `problems`.
+
+    Raises:
+        ValueError: at the end, if too few could be decoded.
+    """
+    count = 0
+    for clip in tqdm(one.clips, desc=f"reading {one.name}", unit="video"):
         try:
-            videos.append(read_video(clip.path, size, fps).float() / 127.5 - 1.0)
-            kept.append(clip)
+            pixels = read_video(clip.path, reading.size, reading.fps)
         except VideoError as error:
-            warnings.warn(f"{folder}: {clip.name} is left out: {error}", stacklevel=2)
-        if videos and (len(videos) == batch_size or number == len(clips) - 1):
-            yield Part(torch.stack(videos), kept)
-            videos, kept = [], []
+            problems.append(Problem.of(clip, error))
+            continue
+        count += 1
+        yield Video(clip.caption, pixels)
+    require(count, reading.min_videos, one.name, one.folder, problems)
 
 
-def measure(suite: VideoSuite, folder: str, size: VideoSize, fps: float | None, batch_size: int) -> Measured:
-    """One folder by the suite, which is reset first."""
+def batches(videos: Iterable[Video], reading: Reading) -> Iterator[Part]:
+    """Videos that come in the order of captions, those of captions with several videos apart from the others."""
+    waiting: dict[bool, list[Video]] = {True: [], False: []}
+
+    def part(several: bool) -> Part:
+        taken, waiting[several] = waiting[several], []
+        pixels = torch.stack([video.pixels for video in taken]).to(reading.device)
+        return Part(pixels.float() / 127.5 - 1.0, [video.caption for video in taken], several)
+
+    for caption, group in groupby(videos, key=lambda video: video.caption):
+        first = list(islice(group, 2))
+        several = bool(caption) and len(first) == 2
+        for video in chain(first, group):
+            waiting[several].append(video)
+            if len(waiting[several]) == reading.batch_size:
+                yield part(several)
+    yield from (part(several) for several in (True, False) if waiting[several])
+
+
+# ---- what is measured -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One folder.
+
+    Attributes:
+        values: by metric; none for the real one.
+        seeds: of each caption with several videos, how many.
+        shown: a few videos by caption, uint8 [C, F, H, W].
+        notes: what the reader must know of it.
+    """
+
+    values: dict[str, float]
+    seeds: Counter[str]
+    shown: dict[str, list[Tensor]]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is written: folders and values by name, how they were measured, and what to know of them."""
+
+    videos: dict[str, str]
+    protocol: dict[str, str]
+    values: dict[str, dict[str, float]]
+    relative: dict[str, dict[str, float]]
+    notes: list[str]
+
+
+def measure(suite: VideoSuite, one: Source, reading: Reading, real: bool = False) -> Measured:
+    """Read a folder and measure it; the real one is only added to the suite."""
     suite.reset()
-    clips = sorted(usable_clips(folder), key=lambda clip: clip.caption)
-    several = {caption for caption, count in Counter(clip.caption for clip in clips).items() if caption and count > 1}
-    groups = [[clip for clip in clips if (clip.caption in several) == grouped] for grouped in (True, False)]
+    problems = list(one.problems)
+    seeds: Counter[str] = Counter()
     shown: dict[str, list[Tensor]] = {}
-    for grouped, group in zip((True, False), groups, strict=True):
-        for part in batches(folder, group, size, fps, batch_size):
-            prompts = [clip.caption for clip in part.clips] if grouped else []
-            # every file is a seed of its own: what was drawn for it need not be known
-            seeds = [int.from_bytes(hashlib.sha256(clip.name.encode()).digest()[:4], "big") for clip in part.clips]
-            suite.update(part.videos.to(suite.frechet.device), prompts, seeds if grouped else [])
-            for clip, video in zip(part.clips, to_frames(part.videos), strict=True):
-                row = shown.setdefault(clip.caption, [])
-                if len(row) < SHOWN_SEEDS and len(shown) <= SHOWN_PROMPTS:
-                    row.append(video)
-    videos = [video for row in list(shown.values())[:SHOWN_PROMPTS] for video in row]
-    columns = max(len(row) for row in shown.values()) if several else SHOWN_SEEDS
-    return Measured(suite.compute(diversity=bool(several)), torch.stack(videos), columns)
+
+    def watched() -> Iterator[Video]:
+        for video in decode(one, reading, problems):
+            if len(shown) < SHOWN_CAPTIONS:
+                shown.setdefault(video.caption, [])
+            room = SHOWN_VIDEOS if video.caption else SHOWN_VIDEOS * SHOWN_CAPTIONS
+            if video.caption in shown and len(shown[video.caption]) < room:
+                shown[video.caption].append(video.pixels)
+            yield video
+
+    for part in batches(watched(), reading):
+        if real:
+            suite.update_real(part.videos)
+            continue
+        captions = part.captions if part.several else []
+        # every file is a seed of its own: what was drawn for it need not be known
+        suite.update(part.videos, captions, range(seeds.total(), seeds.total() + len(captions)))
+        seeds.update(captions)
+    notes = [f"{one.name}: {first_problems(problems).removeprefix('. ')}"] if problems else []
+    if not seeds and not real:
+        notes.append(f"{one.name}: no caption has several videos, so there are no diversities")
+    return Measured({} if real else suite.compute(diversity=bool(seeds)), seeds, shown, notes)
 
 
-def rows_of(
-    values: Mapping[str, Mapping[str, float]], relative: Mapping[str, Mapping[str, float]]
-) -> tuple[list[str], list[list[str]]]:
+def unlike(found: Mapping[str, Measured]) -> list[str]:
+    """Which values of these folders must not be compared."""
+    notes = []
+    counts = {name: int(measured.values["videos"]) for name, measured in found.items()}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{name} {count}" for name, count in counts.items())
+        notes.append(f"distances are of unequal numbers of videos ({said}): the fewer, the larger for the same quality")
+    seeds = [measured.seeds for measured in found.values() if measured.seeds]
+    if any(other != seeds[0] for other in seeds[1:]):
+        notes.append("diversities are of other captions, or other numbers of videos of a caption, in each folder")
+    return notes
+
+
+# ---- what is written ------------------------------------------------------------------------------------------
+
+
+def as_json(report: Report) -> str:
+    """evaluation.json; what is no finite number is null, as JSON has no other word for it."""
+
+    def finite(values: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+        return {
+            name: {metric: value if math.isfinite(value) else None for metric, value in own.items()}
+            for name, own in values.items()
+        }
+
+    record = {
+        "protocol": report.protocol,
+        "videos": report.videos,
+        "values": finite(report.values),
+        "relative_to_teacher": finite(report.relative),
+        "notes": report.notes,
+    }
+    return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def table(report: Report) -> tuple[list[str], list[list[str]]]:
     """Headings and rows: a row a metric, a column a folder, its relation to the teacher in brackets."""
-    metrics = list(dict.fromkeys(name for own in values.values() for name in own))
-    rows = []
-    for metric in metrics:
-        cells = [metric]
-        for name, own in values.items():
-            ratio = relative.get(name, {}).get(f"{metric}_ratio")
-            digits = (
-                f"{own[metric]:.0f}" if metric.endswith("videos") else f"{own[metric]:.4g}" if metric in own else "-"
-            )
-            cells.append(digits + (f" (x {ratio:.2f})" if ratio is not None else ""))
-        rows.append(cells)
-    if any("score" in own for own in relative.values()):
-        rows.append(["score", *(f"{relative[n]['score']:.3f}" if n in relative else "0" for n in values)])
-    return ["", *values], rows
+    metrics = list(dict.fromkeys(name for own in report.values.values() for name in own))
+
+    def cell(name: str, metric: str) -> str:
+        value, ratio = report.values[name].get(metric), report.relative.get(name, {}).get(f"{metric}_ratio")
+        said = "-" if value is None else f"{value:.0f}" if metric.endswith("videos") else f"{value:.4g}"
+        return said if ratio is None else f"{said} (x {ratio:.2f})"
+
+    rows = [[metric, *(cell(name, metric) for name in report.values)] for metric in metrics]
+    scores = {name: own["score"] for name, own in report.relative.items() if "score" in own}
+    if scores:
+        rows.append(["score", *(f"{scores[name]:.3f}" if name in scores else "-" for name in report.values)])
+    return ["", *report.values], rows
 
 
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -176,36 +346,85 @@ def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_page(
-    folder: Path,
+    path: Path,
+    report: Report,
     found: Mapping[str, Measured],
-    relative: Mapping[str, Mapping[str, float]],
     runs: Mapping[str, Mapping[str, pages.Curve]],
-    protocol: Mapping[str, str],
     fps: float,
 ) -> None:
-    """index.html: the table, a grid of each folder's videos, and the curves of runs."""
-    grids = []
-    for number, (name, measured) in enumerate(found.items()):
-        path = folder / f"grid_{number}.mp4"
-        write_video(path, video_grid(enlarge(measured.shown), measured.columns), fps)
-        grids.append(pages.video(path, name))
-    values = {name: measured.values for name, measured in found.items()}
-    parts = [pages.table(*rows_of(values, relative))]
-    parts += ["<p>In brackets: in relation to the teacher. Compare distances of equal numbers of videos only.</p>"]
-    parts += [f'<div class="row">{"".join(grids)}</div>']
-    names = sorted({name for run in runs.values() for name in run if name.startswith("val/") and "teacher" not in name})
-    if names:
-        panels = {name: {label: run[name] for label, run in runs.items() if name in run} for name in names}
-        parts += ["<h2>While training</h2>", pages.curves(panels, {})]
-    parts += ["<h2>Protocol</h2>", pages.table(["", ""], [list(item) for item in protocol.items()])]
-    pages.write_page(folder / "index.html", "Videos beside real ones", parts)
+    """index.html: the table, some videos of each folder, the curves of runs, and how it was measured."""
+    explained = "Lower is better for distances and the score. docs/metrics.md says what each row is."
+    if report.relative and TEACHER in report.values:
+        explained = f"In brackets: in relation to the teacher. {explained}"
+    parts = [pages.table(*table(report)), pages.paragraphs([explained, *report.notes])]
+    with TemporaryDirectory() as scratch:
+        grids = []
+        for number, (name, measured) in enumerate(found.items()):
+            grid = Path(scratch) / f"{number}.mp4"
+            write_video(grid, grid_of(measured.shown), fps)
+            grids.append(pages.video(grid, name))
+    captions: dict[str, list[str]] = {}
+    for name, measured in found.items():
+        captions.setdefault("; ".join(filter(None, measured.shown)), []).append(name)
+    rows = [f"Rows of {', '.join(names)}: {said}" for said, names in captions.items() if said]
+    parts += ["<h2>Videos</h2>", f'<div class="row">{"".join(grids)}</div>', pages.paragraphs(rows)]
+    panels, levels = logged_panels(runs)
+    if panels:
+        parts += ["<h2>While training</h2>", pages.curves(panels, levels)]
+    facts = {**report.protocol, **{f"videos of {name}": folder for name, folder in report.videos.items()}}
+    parts += ["<h2>How it was measured</h2>", pages.table(["", ""], [list(item) for item in facts.items()])]
+    pages.write_page(path, "Videos beside real ones", parts)
+
+
+def grid_of(shown: Mapping[str, Sequence[Tensor]]) -> Tensor:
+    """A video [F, H', W', C] with a row for each caption, or several for none; short rows end in white."""
+    columns = min(SHOWN_VIDEOS, max(len(row) for row in shown.values()))
+    tiles = []
+    for row in shown.values():
+        tiles += [*row, *[torch.full_like(row[0], 255)] * (-len(row) % columns)]
+    return video_grid(enlarge(torch.stack(tiles).permute(0, 2, 3, 4, 1)), columns)
+
+
+Panels = dict[str, dict[str, pages.Curve]]
+Levels = dict[str, dict[str, float]]
+
+
+def logged_panels(runs: Mapping[str, Mapping[str, pages.Curve]]) -> tuple[Panels, Levels]:
+    """What runs logged of their students, by metric and run, and the levels of their teachers."""
+    panels: Panels = {}
+    levels: Levels = {}
+    for run, logged in runs.items():
+        for name, curve in logged.items():
+            root, _, metric = name.rpartition("/")
+            if metric.endswith(("_ratio", "videos", "_error")):  # the teacher's level says as much as a ratio
+                continue
+            if root == "val":
+                panels.setdefault(metric, {})[run] = curve
+            elif root == "val/teacher":
+                levels.setdefault(metric, {})[f"teacher of {run}"] = curve[1][-1]
+    return panels, levels
+
+
+# ---- the command ----------------------------------------------------------------------------------------------
+
+
+def make_parser(parser_class: type[ArgumentParser]) -> ArgumentParser:
+    """The keys of `evaluate`, and -c for a file of them."""
+    parser = parser_class(
+        prog="lightning evaluate",
+        usage="lightning evaluate --videos.NAME FOLDER [...] --real FOLDER --output FOLDER [--key value ...]",
+        description="Measure folders of videos beside real ones: a table, evaluation.json and index.html. Videos of "
+        "one caption (metadata.jsonl, metadata.csv or .txt files, as for training) count as its seeds. Example: "
+        "lightning evaluate --videos.teacher samples_teacher --videos.student samples_student --real my_videos "
+        "--output evaluation",
+    )
+    parser.add_argument("-c", "--config", action="config", help="a YAML file with these keys")
+    parser.add_function_arguments(evaluate)
+    return parser
 
 
 def main(arguments: Sequence[str], parser_class: type[ArgumentParser]) -> None:
     """`lightning evaluate` with these words."""
-    parser = parser_class(prog="lightning evaluate", description="Measure folders of videos beside real ones.")
-    parser.add_argument("-c", "--config", action="config", help="a YAML file with these keys")
-    parser.add_function_arguments(evaluate)
-    given = parser.parse_args(list(arguments)).as_dict()
+    given = make_parser(parser_class).parse_args(list(arguments)).as_dict()
     given.pop("config")
     evaluate(**given)

@@ -36,6 +36,11 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
+def paragraphs(texts: Sequence[str]) -> str:
+    """Each text, escaped, as a paragraph."""
+    return "".join(f"<p>{html.escape(text)}</p>" for text in texts)
+
+
 def video(path: Path, caption: str) -> str:
     """An mp4 file that plays for ever, below its caption."""
     encoded = base64.b64encode(path.read_bytes()).decode()

@@ -136,9 +136,10 @@ def list_clips(root: str | Path, need_captions: bool = True) -> Listing:
         else:
             clips[found.name] = found
     if not clips:
+        kind, beside = ("captioned video", " with a .txt beside them") if need_captions else ("video", "")
         raise ValueError(
-            f"no captioned video in {root}: looked for metadata.jsonl or metadata.csv with file_name and text, and "
-            f"without them for videos ({' '.join(VIDEO_SUFFIXES)}) with a .txt beside them{first_problems(problems)}"
+            f"no {kind} in {root}: looked for metadata.jsonl or metadata.csv with file_name and text, and without them "
+            f"for videos ({' '.join(VIDEO_SUFFIXES)}){beside}{first_problems(problems)}"
         )
     return Listing(tuple(clips.values()), tuple(problems))
 

@@ -55,6 +55,8 @@ def i3d_logits(source: str | None = None, sha256: str = I3D_SHA256) -> Network:
         ValueError: the file is another one.
     """
     path = Path(_i3d_from_hub() if source is None else source)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; {_i3d_remedy()}")
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:

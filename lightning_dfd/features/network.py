@@ -32,12 +32,13 @@ class Network:
 
 
 def hash_of_weights(module: nn.Module) -> str:
-    """sha256 over names and values of parameters and buffers.
+    """sha256 over the layers as the module prints them, and names and values of its parameters and buffers.
 
     Taken from the loaded values, as a hub id names other weights whenever its owner uploads some.
     """
-    total = hashlib.sha256()
+    total = hashlib.sha256(repr(module).encode())  # layers without weights count as well
     for name, value in sorted(module.state_dict().items()):
-        total.update(name.encode())
-        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        if isinstance(value, Tensor):  # a module may keep other things in its state
+            total.update(name.encode())
+            total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()

@@ -6,7 +6,7 @@ Axis legend: B videos, F frames, D features.
 from __future__ import annotations
 
 import copy
-import hashlib
+import importlib
 import uuid
 from collections.abc import Callable
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_dfd.features import load_extractor
 from lightning_dfd.features.base import FeatureExtractor
+from lightning_dfd.features.network import hash_of_weights
 from lightning_dfd.metrics.functional.videos import check_videos
 
 Extractor = str | FeatureExtractor | nn.Module | Callable[[Tensor], Tensor]
@@ -39,7 +40,7 @@ class CallableExtractor(FeatureExtractor):
         if isinstance(function, nn.Module):
             with torch.no_grad():  # the copy of a scripted module would hang on the original's graph
                 function = copy.deepcopy(function).eval().float()
-            self.fingerprint = _fingerprint(function)
+            self.fingerprint = hash_of_weights(function)
         self._function = function
 
     @torch.no_grad()
@@ -58,21 +59,47 @@ class CallableExtractor(FeatureExtractor):
         return features.float()
 
 
-def _fingerprint(module: nn.Module) -> str:
-    digest = hashlib.sha256(repr(module).encode())
-    for name, value in module.state_dict().items():
-        if isinstance(value, Tensor):
-            digest.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def as_extractor(extractor: Extractor) -> FeatureExtractor:
-    """An extractor by name (`lightning_dfd.features.load_extractor`), one as it is, or a wrapped module or function."""
+    """A `FeatureExtractor` as it is, a module or function wrapped, or what a text names:
+
+    * `dinov2`: one of `lightning_dfd.features.EXTRACTORS`;
+    * `dinov2=/path/to/folder`: the same with its weights from there, see `load_extractor`;
+    * `my_package.my_module.MyExtractor`: an import path; a class is called without arguments.
+
+    Raises:
+        ValueError: the name is not known, the path cannot be imported, or it leads to something else.
+        OSError: weights that are not there.
+        ImportError: an extra is not installed.
+    """
     if isinstance(extractor, str):
-        return load_extractor(extractor)
+        name, equals, source = extractor.partition("=")
+        if "." in name:
+            return as_extractor(_imported(extractor))
+        if equals and not source:
+            raise ValueError(f"extractor {extractor!r} names no weights; write {name}=/path/to/weights, or {name}")
+        return load_extractor(name, source=source) if equals else load_extractor(name)
     if isinstance(extractor, FeatureExtractor):
         return extractor
     return CallableExtractor(extractor)
+
+
+def _imported(path: str) -> Callable[[Tensor], Tensor]:
+    """What stands at an import path; of a class, an instance."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+        extractor: Callable[[Tensor], Tensor] = found() if isinstance(found, type) else found
+    except Exception as error:  # it runs the user's code, and whatever fails there is about this path
+        raise ValueError(
+            f"extractor {path!r} cannot be imported and made ({type(error).__name__}: {error}); give "
+            "package.module.Class, of which the class needs no arguments, or package.module.function"
+        ) from error
+    if not callable(extractor):
+        raise ValueError(
+            f"extractor {path!r} is a {type(extractor).__name__}; need a FeatureExtractor, an nn.Module, or a function "
+            "from videos [B, 3, F, H, W] to features"
+        )
+    return extractor
 
 
 def video_features(extractor: FeatureExtractor, videos: Tensor) -> Tensor:
