@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tiny models on a few cores are fastest with one thread each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test lint clean
+.PHONY: install demo study study-quick test lint clean
 
 install: $(VENV)/.installed
 
@@ -19,6 +19,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	rm -rf outputs/demo
 	$(BIN)/python -m lightning_dfd.toy.demo --output outputs/demo
+
+# Goes on where it was broken off; delete outputs/study to begin anew.
+study: install
+	$(BIN)/python -m lightning_dfd.toy.study --output outputs/study
+
+study-quick: install
+	$(BIN)/python -m lightning_dfd.toy.study --output outputs/study_quick --quick
 
 test: install lint
 	$(BIN)/python -m pytest

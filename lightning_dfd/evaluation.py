@@ -46,14 +46,14 @@ def evaluate(
     batch_size: int = 8,
     device: str = "cpu",
 ) -> None:
-    """The keys, on the command line or in a YAML file.
+    """Measure folders of videos beside real ones: a table, evaluation.json and index.html.
 
     A folder is captioned as training data are: by metadata.jsonl (as `lightning sample` writes), metadata.csv or a
     .txt beside each video. Videos of one caption count as its seeds; captions with a single video are left out of the
     diversities.
 
     Args:
-        videos: name -> folder of sampled videos, one or more; what is named teacher, the others are related to
+        videos: name -> folder of sampled videos, one or more; the others are related to the one named teacher
         real: folder of real videos
         output: folder for evaluation.json and index.html: new, empty, or of an earlier evaluation
         frames: frames read of each video, from its start; 2 or more
@@ -413,10 +413,9 @@ def make_parser(parser_class: type[ArgumentParser]) -> ArgumentParser:
     parser = parser_class(
         prog="lightning evaluate",
         usage="lightning evaluate --videos.NAME FOLDER [...] --real FOLDER --output FOLDER [--key value ...]",
-        description="Measure folders of videos beside real ones: a table, evaluation.json and index.html. Videos of "
-        "one caption (metadata.jsonl, metadata.csv or .txt files, as for training) count as its seeds. Example: "
-        "lightning evaluate --videos.teacher samples_teacher --videos.student samples_student --real my_videos "
-        "--output evaluation",
+        description="Example: lightning evaluate --videos.teacher samples_teacher --videos.student samples_student "
+        "--real my_videos --output evaluation. Videos of one caption (metadata.jsonl, metadata.csv or .txt files, as "
+        "for training) count as its seeds.",
     )
     parser.add_argument("-c", "--config", action="config", help="a YAML file with these keys")
     parser.add_function_arguments(evaluate)

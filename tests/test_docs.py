@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_dfd import cli
+from lightning_dfd import cli, evaluation
 from lightning_dfd.backbones import backbone_from_pretrained
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +103,9 @@ def test_python_runs(
 # ---- commands and keys ----------------------------------------------------------------------------------------
 
 
+DICTIONARIES = {"videos", "runs"}  # of evaluate
+
+
 class _Built(Exception):
     pass
 
@@ -121,13 +124,14 @@ def keys() -> dict[str, set[str]]:
         patch.setattr(cli, "DistillationCLI", Stopped)
         with pytest.raises(_Built):
             cli.run(["fit"])
+    found["evaluate"] = set(cli.known_keys(evaluation.make_parser(cli.OneLineParser)))
     assert set(found) == set(cli.OWN_COMMANDS)
     return found
 
 
 def is_known(key: str, keys: set[str]) -> bool:
-    """A key of the parser, or one of the arguments of a class that a key of the parser names."""
-    if key in keys:
+    """A key of the parser, an item of a dictionary, or one of the arguments of a class that a key of it names."""
+    if key in keys or key.partition(".")[0] in DICTIONARIES & keys:
         return True
     before, _, _ = key.partition(".init_args.")
     return before != key and f"{before}.help" in keys
@@ -165,7 +169,7 @@ def test_keys_in_the_text_exist(page: Path, keys: dict[str, set[str]]) -> None:
     for code in INLINE.findall(prose(page)):
         for word in code.split():
             key = re.fullmatch(r"(?:--)?((?:model|data|trainer)\.[\w.]+?)[.:,]?(?:=\S*)?", word)
-            if key and not key.group(1).endswith(".py"):
+            if key and not key.group(1).endswith((".py", ".safetensors")):
                 assert is_known(key.group(1), everywhere) or key.group(1) in groups, f"{page.name}: {key.group(1)}"
             bare = re.fullmatch(r"--(\w+)", word)
             if bare and page.name in ("recipes.md", "export.md"):
@@ -175,7 +179,11 @@ def test_keys_in_the_text_exist(page: Path, keys: dict[str, set[str]]) -> None:
 def full_commands() -> list[tuple[str, list[str]]]:
     """What is run from a recipe, each once."""
     found = {tuple(words): page.name for page in PAGES for words in command_lines(page)}
-    return [(name, list(words)) for words, name in found.items() if "-c" in words and "--print_config" not in words]
+    return [
+        (name, list(words))
+        for words, name in found.items()
+        if ("-c" in words or "--videos.student" in words) and "--print_config" not in words
+    ]
 
 
 @pytest.mark.parametrize(("page", "words"), full_commands(), ids=lambda value: str(value)[:60])
@@ -193,7 +201,8 @@ def test_commands_parse(
         cli.main([*words, "--print_config"])
     out = capsys.readouterr()
     assert stop.value.code in (0, None), out.err
-    assert yaml.safe_load(out.out)["model"]["teacher"]
+    config = yaml.safe_load(out.out)
+    assert config["real"] if words[0] == "evaluate" else config["model"]["teacher"]
 
 
 # ---- files ----------------------------------------------------------------------------------------------------

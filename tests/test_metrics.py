@@ -355,6 +355,49 @@ def test_extractors_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert FrechetVideoDistance("mean").extractor is known
 
 
+def test_a_source_follows_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, dict[str, str]]] = []
+    known = as_extractor(video_means)
+    monkeypatch.setattr(adapt, "load_extractor", lambda name, **where: asked.append((name, where)) or known)
+    assert as_extractor("dinov2=/weights/v2.1=b") is known
+    assert as_extractor("dinov2") is known
+    assert asked == [("dinov2", {"source": "/weights/v2.1=b"}), ("dinov2", {})]
+    with pytest.raises(ValueError, match="'dinov2=' names no weights"):
+        as_extractor("dinov2=")
+
+
+class NotMade(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+
+
+def test_extractors_have_import_paths() -> None:
+    readings = as_extractor("lightning_dfd.toy.features.WorldReadings")
+    assert (readings.name, readings.kind) == ("world-readings", "video")
+    module = as_extractor(f"{__name__}.Projection")
+    assert isinstance(module, CallableExtractor)
+    assert module.fingerprint == as_extractor(Projection()).fingerprint
+    torch.testing.assert_close(as_extractor(f"{__name__}.video_means")(make_videos(2)), video_means(make_videos(2)))
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("no_such_package.Thing", "No module named 'no_such_package'"),
+        (f"{__name__}.NoSuchThing", "has no attribute 'NoSuchThing'"),
+        (f"{__name__}.NotMade", "missing 1 required positional argument: 'size'.*needs no arguments"),
+        (f"{__name__}.__doc__", "is a str; need a FeatureExtractor"),
+        (".relative", "cannot be imported"),
+        ("./weights.pt", "cannot be imported"),
+    ],
+)
+def test_wrong_import_paths_are_answered_in_one_line(path: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as refused:
+        as_extractor(path)
+    assert path in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("wrong", [lambda v: v, lambda v: (v,), lambda v: v.mean((1, 2, 3, 4)), lambda v: v[0, 0, 0]])
 def test_outputs_that_are_no_features_are_refused(wrong: object) -> None:
     with pytest.raises(ValueError, match=r"'<lambda>' gave .* need a tensor \[2, D\]"):

@@ -18,6 +18,7 @@ from lightning_dfd.metrics import (
     MotionAmount,
     PromptDiversity,
     VendiScore,
+    VideoSuite,
 )
 
 COUNT = 10
@@ -56,6 +57,12 @@ def run(name: str, rows: list[int]) -> Any:
         if rows:
             mean.update(generated)
         return mean.compute()
+    if name == "suite":
+        suite = VideoSuite(frame_means, frame_means, min_videos=COUNT)
+        if rows:
+            suite.update_real(real)
+            suite.update(generated, prompts, seeds)
+        return suite.compute()
     prompted = {
         "video": lambda: PromptDiversity(frame_means),
         "frame": lambda: PromptDiversity(frame_means, "frame"),
@@ -68,7 +75,7 @@ def run(name: str, rows: list[int]) -> Any:
     return prompted.compute()
 
 
-NAMES = ("distance", "colour", "motion", "consistency", "video", "frame", "vendi")
+NAMES = ("distance", "colour", "motion", "consistency", "video", "frame", "vendi", "suite")
 # Rows of each rank. Only what drops repeated (prompt, seed) pairs is given some twice.
 SHARES = {
     "one rank is empty": ([*range(COUNT)], []),

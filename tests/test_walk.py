@@ -112,3 +112,18 @@ def test_samples_depend_on_prompt_and_seed_alone(tiny: dict[str, Path], folder: 
     cli.main([*command, "--output", str(tmp_path / "t"), "--prompts", '["a cat"]', "--role", "teacher"])
     facts = json.loads((tmp_path / "t" / "samples.json").read_text(encoding="utf-8"))
     assert facts["network_calls_per_video"] == 100
+
+
+def test_samples_can_be_evaluated(tiny: dict[str, Path], folder: Path, tmp_path: Path) -> None:
+    """The folders of `sample` are what `evaluate` takes: prompts, seeds, and neither grid nor contact sheet."""
+    words = [*small(tiny, "wan", folder, tmp_path), "--data.cache", "null"]
+    request = ["--prompts", '["a cat", "a dog"]', "--seeds", "[1, 2]"]
+    cli.main(["sample", "-c", recipe("wan_dmd2"), *words, "--output", str(tmp_path / "samples"), *request])
+    videos = [f"--videos.{name}={tmp_path / 'samples'}" for name in ("teacher", "student")]
+    size = ["--frames", "9", "--height", "32", "--width", "32", "--min_videos", "3", "--diversity", "transnetv2"]
+    cli.main(["evaluate", *videos, "--real", str(folder), "--output", str(tmp_path / "out"), *size])
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
+    assert record["values"]["student"]["videos"] == 4
+    assert record["values"]["student"]["diversity"] > 0
+    assert record["relative_to_teacher"]["student"]["score"] == pytest.approx(0, abs=1e-6)
+    assert [note.split(":")[0] for note in record["notes"]] == ["real"]  # its broken file

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import json
+import logging
 import multiprocessing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
@@ -31,7 +34,7 @@ from tqdm import tqdm
 from lightning_dfd.data import VideoDataModule, list_clips, write_cache
 from lightning_dfd.data.files import replacing
 from lightning_dfd.generation import generate_videos, requests_for
-from lightning_dfd.metrics import VideoSuite
+from lightning_dfd.metrics import FrechetVideoDistance, VideoSuite
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.pictures import to_frames
 from lightning_dfd.settings import (
@@ -167,17 +170,18 @@ class Look(Callback):
 def run_arm(arm: Arm, seed: int, folder: Path, scale: Scale) -> None:
     """Train and measure one arm with one seed; writes `<folder>/results/<arm> <seed>.json`."""
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")  # said by the first run of `lightning fit`; here they would bury the progress bar
+    be_quiet()
+    own_seed = seed if arm.start is None else seed + 1000  # going on must not meet the start's clips and noise again
     data = VideoDataModule(
         cache=str(folder / "cache"), frames=SIZE.frames, height=SIZE.height, width=SIZE.width, fps=world.FPS,
-        batch_size=8, seed=seed,
+        batch_size=8, seed=own_seed,
     )  # fmt: skip
     start = None if arm.start is None else checkpoint_of(folder, arm.start, seed)
-    module = build_module(arm, seed, start)
+    module = build_module(arm, own_seed, start)
     found: dict[int, dict[str, float]] = {}
 
-    def look(iterations: int) -> None:
-        found[iterations] = measure(module, arm.role, seed, folder, scale)
+    def look(iterations: int, last: bool = False) -> None:
+        found[iterations] = measure(module, arm.role, seed, folder, scale, pretrained=last)
 
     iterations = 0
     if arm.role == "teacher":
@@ -193,10 +197,18 @@ def run_arm(arm: Arm, seed: int, folder: Path, scale: Scale) -> None:
         trainer.fit(module, datamodule=data)
         if arm.start is None:
             trainer.save_checkpoint(checkpoint_of(folder, arm.name, seed))
-    look(iterations)
+    look(iterations, last=True)
     with replacing(result_of(folder, arm.name, seed)) as temporary:
         record = {"arm": arm.name, "group": arm.group, "seed": seed, "iterations": iterations, "measured": found}
         temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def be_quiet() -> None:
+    """Keep what `lightning fit` would say once from burying the study's progress bar."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def checkpoint_of(folder: Path, name: str, seed: int) -> Path:
@@ -210,7 +222,9 @@ def result_of(folder: Path, name: str, seed: int) -> Path:
 # ---- measures -------------------------------------------------------------------------------------------------
 
 
-def measure(module: DistillationModule, role: Role, seed: int, folder: Path, scale: Scale) -> dict[str, float]:
+def measure(
+    module: DistillationModule, role: Role, seed: int, folder: Path, scale: Scale, pretrained: bool
+) -> dict[str, float]:
     """Every measure of the study on `scale.videos` videos of each caption."""
     first = 10_000 * (seed + 1)  # no two seeds of the study share a noise
     requests = requests_for(world.CAPTIONS, range(first, first + scale.videos))
@@ -219,17 +233,29 @@ def measure(module: DistillationModule, role: Role, seed: int, folder: Path, sca
         with torch.no_grad():
             videos.append(generate_videos(module, role, requests[begin : begin + 48], SIZE))
     prompts, seeds = [request.prompt for request in requests], [request.seed for request in requests]
-    return measure_videos(torch.cat(videos), prompts, seeds, folder)
+    return measure_videos(torch.cat(videos), prompts, seeds, folder, pretrained)
 
 
-def measure_videos(videos: Tensor, prompts: Sequence[str], seeds: Sequence[int], folder: Path) -> dict[str, float]:
-    """Metrics of videos [B, C, F, H, W] in [-1, 1], and what the world's own measuring code reads from them."""
+def measure_videos(
+    videos: Tensor, prompts: Sequence[str], seeds: Sequence[int], folder: Path, pretrained: bool
+) -> dict[str, float]:
+    """Metrics of videos [B, C, F, H, W] in [-1, 1], and what the world's own measuring code reads from them.
+
+    With `pretrained` also `transnetv2_fd`, of every other video, as it takes longer than all else.
+    """
     suite = VideoSuite(READINGS, READINGS, min_videos=2)
     suite.load_real_state(load_file(folder / "real.safetensors"))
     for begin in range(0, len(videos), 48):
         part = slice(begin, begin + 48)
         suite.update(videos[part], prompts[part], seeds[part])
-    return suite.compute() | world_measures(to_frames(videos).numpy(), prompts)
+    values = suite.compute() | world_measures(to_frames(videos).numpy(), prompts)
+    if pretrained:
+        distance = FrechetVideoDistance("transnetv2", min_samples=2)
+        distance.load_real_state(load_file(folder / "real_transnetv2.safetensors"))
+        for part in videos[::2].split(48):
+            distance.update(part, real=False)
+        values["transnetv2_fd"] = float(distance.compute())
+    return values
 
 
 def world_measures(clips: NDArray[np.uint8], captions: Sequence[str]) -> dict[str, float]:
@@ -282,10 +308,12 @@ def prepare(folder: Path, scale: Scale) -> None:
         batch_size=16,
     )  # fmt: skip
     if not (folder / "real.safetensors").is_file():
-        suite = VideoSuite(READINGS, READINGS, min_videos=2)
+        suite, distance = VideoSuite(READINGS, READINGS, min_videos=2), FrechetVideoDistance("transnetv2")
         clips = world.draw_clips(scale.real, seed=500)[1]
         for videos in to_videos(clips).split(48):
             suite.update_real(videos)
+            distance.update(videos, real=True)
+        save_file(distance.real_state(), folder / "real_transnetv2.safetensors")
         save_file(suite.real_state(), folder / "real.safetensors")
     for seed in range(scale.seeds):
         for name, through_vae in (("the world", False), ("the world through the VAE", True)):
@@ -295,7 +323,7 @@ def prepare(folder: Path, scale: Scale) -> None:
             if through_vae:
                 decode, encode = module.backbone.decode_latents, module.backbone.encode_videos
                 videos = torch.cat([decode(encode(part)) for part in videos.split(48)])
-            found = measure_videos(videos, captions, range(len(captions)), folder)
+            found = measure_videos(videos, captions, range(len(captions)), folder, pretrained=True)
             record = {"arm": name, "group": "world", "seed": seed, "iterations": 0, "measured": {0: found}}
             result_of(folder, name, seed).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
@@ -340,7 +368,7 @@ def main() -> None:
     scale = QUICK if args.quick else FULL
     if not args.report:
         run_study(args.output, scale, all_arms(), args.workers)
-    write_report(args.output)
+    write_report(args.output, [arm.name for arm in all_arms()])
     print(f"\nOpen {args.output / 'report.md'}")
 
 

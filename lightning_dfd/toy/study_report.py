@@ -16,6 +16,7 @@ from lightning_dfd.toy import world
 
 COLUMNS = {  # heading -> name of the measure
     "distance": "world_readings_fd",
+    "TransNetV2-FD": "transnetv2_fd",
     "diversity": "diversity",
     "modes gap": "modes_gap",
     "direction gap": "direction_gap",
@@ -53,14 +54,14 @@ class Results:
         )
 
 
-def read_results(folder: Path) -> dict[str, Results]:
-    """Every arm that has results, by name, in the order of group and file."""
+def read_results(folder: Path, order: Sequence[str]) -> dict[str, Results]:
+    """Every arm that has results, by name, in this order; what it does not name comes first."""
     records: dict[str, list[dict]] = {}  # type: ignore[type-arg]
     for path in sorted((folder / "results").glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         records.setdefault(record["arm"], []).append(record)
     arms = {}
-    for name, found in records.items():
+    for name, found in sorted(records.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1):
         first = found[0]
         looks = [int(look) for look in first["measured"]]
         measured = {look: [record["measured"][str(look)] for record in found] for look in looks}
@@ -145,9 +146,9 @@ def commit_of(folder: Path) -> str:
         return "unknown"
 
 
-def write_report(folder: Path) -> None:
-    """`report.md` and its figures, from whatever results there are."""
-    results = read_results(folder)
+def write_report(folder: Path, order: Sequence[str]) -> None:
+    """`report.md` and its figures, from whatever results there are, arms in this order."""
+    results = read_results(folder, order)
     seeds = sorted({seed for arm in results.values() for seed in arm.seeds})
     commit = commit_of(Path(__file__).parent)
     parts = [f"Commit {commit}, seeds {seeds}, {len(results)} arms; mean ± standard deviation over seeds."]
