@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
@@ -269,3 +269,30 @@ def test_two_processes_measure_what_one_does(tiny: dict[str, Path], videos: Path
     assert len(names) > 20
     for name in names:
         assert float(rows[1][name]) == pytest.approx(float(rows[0][name]), rel=1e-5, abs=1e-7), name
+
+
+class RecordingWandb(WandbLogger):
+    """A WandbLogger of which only what VideoSamples calls is left, as wandb is no dependency."""
+
+    def __init__(self) -> None:
+        self.videos: list[tuple[str, list[Any], dict[str, Any]]] = []
+
+    def log_video(self, key: str, videos: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        assert all(len(values) == len(videos) for values in kwargs.values())  # as the real one demands
+        assert all(Path(video).is_file() for video in videos)
+        self.videos.append((key, videos, {"step": step, **kwargs}))
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def finalize(self, status: str) -> None: ...
+
+    name = version = save_dir = None  # type: ignore[assignment]
+
+
+def test_samples_go_to_wandb(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
+    logger = RecordingWandb()
+    fit(tiny["wan"], videos, tmp_path, 1, VideoSamples(prompts=["a cat"], seeds=(3,), teacher_steps=2), logger=logger)
+    assert [call[2]["step"] for call in logger.videos] == [0, 1]
+    assert logger.videos[0][0] == "samples/teacher_and_student"

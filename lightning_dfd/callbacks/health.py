@@ -43,7 +43,7 @@ class RunHealth(Callback):
         self,
         every: int = 10,
         pairing: float = 0.9,
-        fake_rise: float = 2.0,
+        fake_rise: float = 3.0,
         diversity: float = 0.5,
         saturation: tuple[float, float] = (0.75, 1.25),
         stop: bool = False,
