@@ -288,7 +288,7 @@ class RecordingWandb(WandbLogger):
 
     def finalize(self, status: str) -> None: ...
 
-    name = version = save_dir = None  # type: ignore[assignment]
+    name = version = save_dir = experiment = None  # type: ignore[assignment]
 
 
 def test_samples_go_to_wandb(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:

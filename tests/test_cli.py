@@ -153,18 +153,29 @@ def test_the_last_recipe_wins_over_what_it_inherits(tmp_path: Path) -> None:
     assert [yaml.safe_load(text) for text in files[1:]] == [{"model": {"seed": 2}}, {"data": {"seed": 3}}]
 
 
+def little_evaluation(path: Path) -> list[str]:
+    """A recipe with which the toy recipes measure 4 videos, as 8 clips are all that the test's folder has."""
+    checkpoint = yaml.safe_load((RECIPES / "common.yaml").read_text(encoding="utf-8"))["trainer"]["callbacks"][0]
+    toy = yaml.safe_load((RECIPES / "toy_evaluation.yaml").read_text(encoding="utf-8"))["trainer"]["callbacks+"]
+    toy[0]["init_args"] |= {"prompts": 2, "seeds": 2, "min_videos": 4, "teacher_steps": 2, "every": 3}
+    toy[1]["init_args"] |= {"prompts": 1, "teacher_steps": 2, "every": 3}
+    path.write_text(yaml.safe_dump({"trainer": {"callbacks": [checkpoint, *toy]}}), encoding="utf-8")
+    return ["-c", str(path)]
+
+
 @pytest.mark.parametrize("name", RUNNABLE)
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_every_recipe_runs(tiny: dict[str, Path], videos: Path, tmp_path: Path, name: str, mode: str) -> None:
     """A few steps of each against tiny random pipelines on disk; data forcing starts from DMD2's checkpoint."""
+    toy = little_evaluation(tmp_path / "little.yaml") if name.startswith("toy") else []
     if name.endswith("dfd"):
         before = name.replace("dfd", "dmd2")
         first = small(tiny, name, videos, tmp_path / "dmd2")
-        cli.main(["fit", "-c", recipe(before), *first, "--data.cache", "null", "--model.student.mode", mode])
+        cli.main(["fit", "-c", recipe(before), *toy, *first, "--data.cache", "null", "--model.student.mode", mode])
     words = small(tiny, name, videos, tmp_path / "run")
     if name.endswith("dfd"):
         words += ["--model.init_from", str(tmp_path / "dmd2" / "checkpoints" / "last.ckpt")]
-    cli.main(["fit", "-c", recipe(name), *words, "--data.cache", "null", "--model.student.mode", mode])
+    cli.main(["fit", "-c", recipe(name), *toy, *words, "--data.cache", "null", "--model.student.mode", mode])
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
     metrics = next((tmp_path / "run" / "metrics").rglob("metrics.csv"))
     assert metrics.is_file()

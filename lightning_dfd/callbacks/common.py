@@ -18,10 +18,10 @@ from lightning_dfd.module import DistillationModule
 def due(trainer: Any, every: int, done: int) -> bool:
     """Whether iteration `trainer.global_step`, not yet looked at, is a multiple of `every` or the last one.
 
-    Batches that are accumulated share an iteration, so it counts once.
+    Batches that are accumulated share an iteration, so it counts once, and those before the first do not.
     """
     step = trainer.global_step
-    return step != done and (step % every == 0 or step == trainer.max_steps)
+    return step not in (0, done) and (step % every == 0 or step == trainer.max_steps)
 
 
 def require_data(trainer: Any) -> VideoDataModule:

@@ -56,8 +56,10 @@ class RunHealth(Callback):
         self._done = -1
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if not forces_data(pl_module):
+            return
         alarm = None
-        if forces_data(pl_module) and pl_module.init_from is None and trainer.global_step == 0:
+        if pl_module.init_from is None and trainer.global_step == 0:
             alarm = (
                 "data forcing starts from the teacher itself; distil first with the dmd2 recipe and set "
                 "model.init_from to its checkpoint"
