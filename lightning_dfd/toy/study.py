@@ -74,13 +74,13 @@ class Scale:
     videos: int  # sampled for a caption
 
 
-FULL = Scale(seeds=3, distil=800, go_on=150, looks=(50,), clips=480, real=600, videos=16)
+FULL = Scale(seeds=3, distil=500, go_on=150, looks=(50,), clips=480, real=600, videos=16)
 QUICK = Scale(seeds=1, distil=40, go_on=10, looks=(5,), clips=96, real=120, videos=4)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to make a student, or (with `role` teacher) none.
+    """One way to make a student, or with `role` teacher none.
 
     `start` names the arm whose student and fake score it goes on from; None is the teacher.
     """
@@ -94,7 +94,7 @@ class Arm:
     forcing: Mapping[str, Any] = field(default_factory=dict)
     gan: Mapping[str, Any] = field(default_factory=dict)
     diversity: Mapping[str, Any] = field(default_factory=dict)
-    role: Role = "student"
+    role: Role | None = None
 
 
 def all_arms() -> list[Arm]:
@@ -138,10 +138,10 @@ def all_arms() -> list[Arm]:
 
 def build_module(arm: Arm, seed: int, init_from: Path | None) -> DistillationModule:
     """The arm as a module, with what toy_dmd2.yaml sets for all."""
-    optimizer = partial(torch.optim.AdamW, lr=1e-3, betas=(0.0, 0.999), weight_decay=0.01)
+    optimizer = partial(torch.optim.AdamW, lr=3e-4, betas=(0.0, 0.999), weight_decay=0.01)
     return DistillationModule(
         str(TEACHER),
-        student=StudentSettings(rank=32, input=arm.input),  # type: ignore[arg-type]
+        student=StudentSettings(rank=32, input=arm.input, ema_decay=0.9),  # type: ignore[arg-type]
         sampling=SamplingSettings(steps=STEPS[arm.steps]),
         dmd=DMDSettings(guidance=arm.guidance),
         data_forcing=DataForcingSettings(**arm.forcing),
@@ -181,7 +181,7 @@ def run_arm(arm: Arm, seed: int, folder: Path, scale: Scale) -> None:
     found: dict[int, dict[str, float]] = {}
 
     def look(iterations: int, last: bool = False) -> None:
-        found[iterations] = measure(module, arm.role, seed, folder, scale, pretrained=last)
+        found[iterations] = measure(module, arm.role or module.best_student, seed, folder, scale, pretrained=last)
 
     iterations = 0
     if arm.role == "teacher":
