@@ -74,7 +74,7 @@ class Scale:
     videos: int  # sampled for a caption
 
 
-FULL = Scale(seeds=3, distil=500, go_on=150, looks=(50,), clips=480, real=600, videos=16)
+FULL = Scale(seeds=3, distil=500, go_on=300, looks=(100,), clips=480, real=600, videos=16)
 QUICK = Scale(seeds=1, distil=40, go_on=10, looks=(5,), clips=96, real=120, videos=4)
 
 
