@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_dfd import DistillationModule
-from lightning_dfd.backbones import backbone_from_pretrained
-from lightning_dfd.export import export_student
+from lightning_dfd.backbones import Backbone, backbone_from_pretrained
+from lightning_dfd.backbones.base import pipeline_class_name
+from lightning_dfd.export import call_arguments, export_student
 from lightning_dfd.noise import shifted_steps
 from lightning_dfd.settings import SamplingSettings, StudentSettings
 from lightning_dfd.types import SampleKind, VideoSize
@@ -45,7 +47,7 @@ save_file({{"latents": latents.contiguous()}}, {noise!r} + ".out")
 
 
 def steps_for(family: str) -> list[float]:
-    return list(shifted_steps(4, 5.0)) if family == "wan" else EVEN
+    return EVEN if "cogvideox" in family else list(shifted_steps(4, 5.0))
 
 
 def make_student(folder: Path, family: str, kind: SampleKind = "ode", **student: Any) -> DistillationModule:
@@ -64,15 +66,15 @@ def make_student(folder: Path, family: str, kind: SampleKind = "ode", **student:
     return module
 
 
-def latents_elsewhere(folder: Path, code: str, noise: torch.Tensor) -> torch.Tensor:
+def latents_elsewhere(backbone: Backbone, folder: Path, code: str, noise: torch.Tensor) -> torch.Tensor:
     """Latents from a fresh process with stock diffusers, called as the model card says."""
     file = str(folder.parent / "noise.safetensors")
-    save_file({"noise": noise}, file)
-    call = {"num_inference_steps": 4, "guidance_scale": 1.0, "num_frames": 9, "height": 32, "width": 32}
+    save_file({"noise": backbone.pack(noise).contiguous()}, file)
+    call = call_arguments(backbone, getattr(diffusers, pipeline_class_name(backbone.source)), SIZE, 4)
     script = ELSEWHERE.format(code=code, noise=file, call=call | {"max_sequence_length": TEXT_LENGTH})
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=folder.parent)
     assert done.returncode == 0, done.stderr
-    return load_file(file + ".out")["latents"]
+    return backbone.unpack(load_file(file + ".out")["latents"], noise.shape[1:])
 
 
 def card_code(folder: Path) -> str:
@@ -92,7 +94,7 @@ def test_export_equals_our_sampler_in_another_process(
     report = export_student(module, folder, SIZE, form, {"Data": "clips"})
     assert report.error < 1e-4
     noise = torch.randn(1, *module.backbone.latent_shape(SIZE), generator=torch.Generator().manual_seed(5))
-    theirs = latents_elsewhere(folder, card_code(folder), noise)
+    theirs = latents_elsewhere(module.backbone, folder, card_code(folder), noise)
     ours = module.sample_latents("student", module.backbone.encode_prompts(["a cat"]), noise)
     teacher = module.sample_latents("fake", module.backbone.encode_prompts(["a cat"]), noise)
     assert (theirs - ours).square().mean().sqrt() < 1e-3 * ours.std()
@@ -176,6 +178,16 @@ def test_flow_schedulers_run_at_the_students_times(tiny: dict[str, Path], num: i
     steps = shifted_steps(num, shift)
     scheduler = backbone.few_step_scheduler(steps, "ode")
     scheduler.set_timesteps(num)
+    assert scheduler.timesteps.tolist() == pytest.approx([1000 * t for t in steps], abs=0.1)
+
+
+@pytest.mark.parametrize("num", [1, 2, 4, 8])
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+def test_schedulers_that_are_handed_times_shift_them(tiny: dict[str, Path], num: int, shift: float) -> None:
+    """LTX passes 1, 1 - 1/N, ..., 1/N and a shift by size, which the few-step scheduler leaves out."""
+    steps = shifted_steps(num, shift)
+    scheduler = backbone_from_pretrained(str(tiny["ltx"])).few_step_scheduler(steps, "ode")
+    scheduler.set_timesteps(num, sigmas=shifted_steps(num, 1.0), mu=2.0)
     assert scheduler.timesteps.tolist() == pytest.approx([1000 * t for t in steps], abs=0.1)
 
 
