@@ -17,6 +17,7 @@ import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
     AutoencoderKLLTXVideo,
+    AutoencoderKLMochi,
     AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
@@ -24,6 +25,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     LTXPipeline,
     LTXVideoTransformer3DModel,
+    MochiPipeline,
+    MochiTransformer3DModel,
     WanPipeline,
     WanTransformer3DModel,
 )
@@ -160,10 +163,36 @@ def ltx() -> LTXPipeline:
     )
 
 
+def mochi() -> MochiPipeline:
+    """Mochi 1 with the 12 channels of latents and the compression of 6 and 8 that its pipeline takes for granted."""
+    tokenizer = text_tokenizer()
+    return MochiPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder(T5Config, T5EncoderModel, len(tokenizer)),
+        vae=AutoencoderKLMochi(
+            latent_channels=12,
+            encoder_block_out_channels=(32, 32, 32, 32),
+            decoder_block_out_channels=(32, 32, 32, 32),
+            layers_per_block=(1, 1, 1, 1, 1),
+        ),
+        transformer=MochiTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=12,
+            pooled_projection_dim=32,
+            text_embed_dim=32,
+            time_embed_dim=8,
+            num_layers=2,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+    )
+
+
 TINY: dict[str, Callable[[], Any]] = {
     "cogvideox": cogvideox,
     "cogvideox_5b": lambda: cogvideox(rotary=True),
     "ltx": ltx,
+    "mochi": mochi,
     "wan": wan,
 }
 

@@ -29,7 +29,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders | {"other": save_tiny("cogvideox", root / "other", seed=1)}
 
 
-@pytest.fixture(scope="session", params=["cogvideox", "cogvideox_5b", "ltx", "wan"])
+@pytest.fixture(scope="session", params=["cogvideox", "cogvideox_5b", "ltx", "mochi", "wan"])
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -37,7 +37,7 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def size(family: str) -> VideoSize:
     """A small size that fits the family's VAE, with more than one place along every axis of the latents."""
-    return {"ltx": VideoSize(9, 64, 96)}.get(family, VideoSize(9, 32, 48))
+    return {"ltx": VideoSize(9, 64, 96), "mochi": VideoSize(7, 32, 48)}.get(family, VideoSize(9, 32, 48))
 
 
 def random_conditioning(backbone: Backbone, count: int, generator: torch.Generator) -> Conditioning:

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from lightning_dfd import DistillationModule
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
 from lightning_dfd.backbones.base import pipeline_class_name
+from lightning_dfd.backbones.mochi import own_times
 from lightning_dfd.export import call_arguments, export_student
-from lightning_dfd.noise import shifted_steps
+from lightning_dfd.noise import shift_time, shifted_steps
 from lightning_dfd.settings import SamplingSettings, StudentSettings
 from lightning_dfd.types import SampleKind, VideoSize
 from tests.conftest import TEXT_LENGTH
@@ -47,6 +48,8 @@ save_file({{"latents": latents.contiguous()}}, {noise!r} + ".out")
 
 
 def steps_for(family: str) -> list[float]:
+    if family == "mochi":
+        return [1.0, *(shift_time(t, 0.1) for t in own_times(4)[1:])]  # 1 by itself would be rounded above 1
     return EVEN if "cogvideox" in family else list(shifted_steps(4, 5.0))
 
 
@@ -108,6 +111,10 @@ def test_both_kinds_of_sampling_and_of_tuning(
 ) -> None:
     module = make_student(tiny[family], family, kind, mode=mode, ema_decay=0.9)
     assert module.best_student == "ema"
+    if family == "mochi" and kind == "renoise":
+        with pytest.raises(ValueError, match=r"set model\.sampling\.kind: ode"):
+            export_student(module, tmp_path / "student", SIZE, "pipeline", {})
+        return
     report = export_student(module, tmp_path / "student", SIZE, "pipeline", {})
     assert report.error < 1e-3
     assert report.network_calls == 4
@@ -191,11 +198,23 @@ def test_schedulers_that_are_handed_times_shift_them(tiny: dict[str, Path], num:
     assert scheduler.timesteps.tolist() == pytest.approx([1000 * t for t in steps], abs=0.1)
 
 
+@pytest.mark.parametrize("num", [2, 3, 4, 8])
+@pytest.mark.parametrize("shift", [0.1, 1.0])
+def test_mochis_scheduler_shifts_the_times_of_its_pipeline(tiny: dict[str, Path], num: int, shift: float) -> None:
+    own = own_times(num)
+    steps = [shift_time(t, shift) for t in own]
+    scheduler = backbone_from_pretrained(str(tiny["mochi"])).few_step_scheduler(steps, "ode")
+    scheduler.set_timesteps(num, sigmas=own)
+    assert scheduler.timesteps.tolist() == pytest.approx([1000 * (1 - t) for t in steps], abs=0.1)
+
+
 def test_times_that_no_stock_scheduler_runs_at_are_refused(tiny: dict[str, Path]) -> None:
     cogvideox = backbone_from_pretrained(str(tiny["cogvideox"]))
     with pytest.raises(ValueError, match=r"student samples at \[999, 937, 833, 624\]"):
         cogvideox.few_step_scheduler([0.999, 0.937, 0.833, 0.624], "ode")
     with pytest.raises(ValueError, match="1, 2, 4, 5 or 8 steps"):
         cogvideox.few_step_scheduler([0.999, 0.666, 0.332], "ode")
+    with pytest.raises(ValueError, match="cannot run 1 step"):
+        backbone_from_pretrained(str(tiny["mochi"])).few_step_scheduler([1.0], "ode")
     with pytest.raises(ValueError, match="no stock flow scheduler"):
         backbone_from_pretrained(str(tiny["wan"])).few_step_scheduler([0.9, 0.5, 0.3, 0.1], "ode")
