@@ -125,7 +125,7 @@ def call_arguments(backbone: Backbone, pipeline_class: type, size: VideoSize, st
     """What to pass a stock pipeline besides the prompt."""
     call = {
         "num_inference_steps": steps,
-        "guidance_scale": 1.0,
+        **backbone.guidance_arguments(1.0),
         "num_frames": size.frames,
         "height": size.height,
         "width": size.width,
@@ -158,11 +158,12 @@ def _compare(
     fresh = torch.Generator(device).manual_seed(SEED)
 
     def draw(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=fresh, device=like.device)
+        noise = torch.randn(backbone.pack(like).shape, generator=fresh, device=like.device)
+        return backbone.unpack(noise, like.shape[1:])
 
-    ours = module.sample_latents(module.best_student, cond, noise.float(), draw).float().cpu()
+    ours = backbone.pack(module.sample_latents(module.best_student, cond, noise.float(), draw)).float().cpu()
     pipe = _reload(backbone, folder, format).to(device)
-    theirs = _stock_latents(pipe, backbone, size, noise, len(module.sampling.steps)).float().cpu()
+    theirs = _stock_latents(pipe, backbone, size, backbone.pack(noise), len(module.sampling.steps)).float().cpu()
     error = float((ours - theirs).square().mean().sqrt() / ours.square().mean().sqrt())
     tolerance = TOLERANCE[backbone.dtype]
     if not error <= tolerance:
@@ -253,7 +254,7 @@ video = pipe("{PROMPT}"{arguments}).frames[0]
 export_to_video(video, "video.mp4")
 ```
 
-The scheduler is right for {report.network_calls} steps only, and guidance_scale has to be 1.
+The scheduler is right for {report.network_calls} steps only, and the guidance has to stay as it is here.
 
 | | |
 |---|---|

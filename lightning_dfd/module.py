@@ -45,7 +45,7 @@ from lightning_dfd.objectives import (
 )
 from lightning_dfd.optimizers import as_list, clip_parts, keep_settings, settings_of
 from lightning_dfd.roles import TRAINED, FullRoles, LoraRoles, Roles
-from lightning_dfd.sampler import Draw, roll_to, sample, teacher_times
+from lightning_dfd.sampler import Draw, roll_to, sample
 from lightning_dfd.settings import (
     DataForcingSettings,
     DiversitySettings,
@@ -396,7 +396,7 @@ class DistillationModule(LightningModule):
     ) -> Tensor:
         """Clean latents [B, ...] from `noise`: the teacher's in `teacher_steps` guided steps, else in few."""
         if role == "teacher":
-            times = teacher_times(self.backbone.scheduler_config, teacher_steps)
+            times = self.backbone.teacher_times(teacher_steps, noise.shape[1:])
             denoise = partial(self.guided_teacher, cond=prompt_cond)
             return sample(denoise, self.schedule, noise, times, "ode", on_step=on_step)
         denoise = partial(self.x0, role, cond=prompt_cond)

@@ -64,15 +64,19 @@ def sample(
     return x0
 
 
-def teacher_times(scheduler_config: Mapping[str, Any], num_steps: int) -> tuple[float, ...]:
+def teacher_times(scheduler_config: Mapping[str, Any], num_steps: int, **own: Any) -> tuple[float, ...]:
     """The times at which the teacher's own scheduler would take `num_steps` steps, largest first.
 
     A fresh scheduler is made for it, since a used one carries state. `sample` with these times and kind `ode`
     is Euler's method for flow and DDIM for the others, whatever solver the pipeline is set to.
+
+    Args:
+        own: what the pipeline hands to `set_timesteps` besides: its own `sigmas`, or `mu`.
     """
     scheduler = getattr(diffusers, scheduler_config["_class_name"]).from_config(dict(scheduler_config))
-    scheduler.set_timesteps(num_steps)
+    scheduler.set_timesteps(num_steps, **own)
     total = scheduler.config.num_train_timesteps
     if scheduler_config["_class_name"].startswith("FlowMatch") or scheduler.config.get("use_flow_sigmas"):
-        return tuple(scheduler.sigmas[:num_steps].double().tolist())
+        sigmas = scheduler.sigmas[:num_steps].double()
+        return tuple((1.0 - sigmas if scheduler.config.get("invert_sigmas") else sigmas).tolist())
     return tuple((scheduler.timesteps[:num_steps].double() / total).tolist())

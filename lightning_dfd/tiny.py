@@ -16,11 +16,17 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
+    AutoencoderKLLTXVideo,
+    AutoencoderKLMochi,
     AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
+    MochiPipeline,
+    MochiTransformer3DModel,
     WanPipeline,
     WanTransformer3DModel,
 )
@@ -121,9 +127,72 @@ def wan() -> WanPipeline:
     )
 
 
+def ltx() -> LTXPipeline:
+    """LTX-Video with the published compression of 8 and 32, and its scheduler, which shifts by the number of tokens."""
+    tokenizer = text_tokenizer()
+    vae: Any = AutoencoderKLLTXVideo(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+    )
+    vae.latents_mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
+    vae.latents_std.copy_(torch.tensor([1.5, 0.8, 1.0, 2.0]))
+    return LTXPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder(T5Config, T5EncoderModel, len(tokenizer)),
+        vae=vae,
+        transformer=LTXVideoTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            cross_attention_dim=32,
+            caption_channels=32,
+            num_layers=2,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            base_image_seq_len=1024,
+            max_image_seq_len=4096,
+            base_shift=0.95,
+            max_shift=2.05,
+            shift_terminal=0.1,
+            use_dynamic_shifting=True,
+        ),
+    )
+
+
+def mochi() -> MochiPipeline:
+    """Mochi 1 with the 12 channels of latents and the compression of 6 and 8 that its pipeline takes for granted."""
+    tokenizer = text_tokenizer()
+    return MochiPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder(T5Config, T5EncoderModel, len(tokenizer)),
+        vae=AutoencoderKLMochi(
+            latent_channels=12,
+            encoder_block_out_channels=(32, 32, 32, 32),
+            decoder_block_out_channels=(32, 32, 32, 32),
+            layers_per_block=(1, 1, 1, 1, 1),
+        ),
+        transformer=MochiTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=12,
+            pooled_projection_dim=32,
+            text_embed_dim=32,
+            time_embed_dim=8,
+            num_layers=2,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+    )
+
+
 TINY: dict[str, Callable[[], Any]] = {
     "cogvideox": cogvideox,
     "cogvideox_5b": lambda: cogvideox(rotary=True),
+    "ltx": ltx,
+    "mochi": mochi,
     "wan": wan,
 }
 

@@ -20,7 +20,6 @@ from lightning_dfd.export import ExportFormat, ExportReport, export_student
 from lightning_dfd.generation import TEACHER_STEPS, Request, condition, generate_latents, requests_for
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.pictures import contact_sheet, enlarge, to_frames, video_grid
-from lightning_dfd.sampler import teacher_times
 from lightning_dfd.types import Role
 
 
@@ -80,7 +79,8 @@ class DistillationTrainer(Trainer):
         requests = requests_for(prompts, seeds)
         calls = len(model.sampling.steps)
         if role == "teacher":
-            calls = len(teacher_times(model.backbone.scheduler_config, TEACHER_STEPS)) * (1 + (model.dmd.guidance != 1))
+            shape = model.backbone.latent_shape(datamodule.size)
+            calls = len(model.backbone.teacher_times(TEACHER_STEPS, shape)) * (1 + (model.dmd.guidance != 1))
         frames, seconds = [], 0.0
         for start in tqdm(range(0, len(requests), batch_size), desc=f"sampling {role}", unit="batch"):
             chunk = requests[start : start + batch_size]

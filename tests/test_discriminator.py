@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lightning_dfd.backbones import Backbone
 from lightning_dfd.discriminator import Discriminator, blocks_of, tapped
 from lightning_dfd.objectives import discriminator_loss
-from lightning_dfd.types import Conditioning, VideoSize
+from lightning_dfd.types import VideoSize
+from tests.conftest import random_conditioning
 
 SIZE = VideoSize(9, 32, 32)
 
@@ -44,7 +45,7 @@ def test_taps_see_what_the_blocks_return(backbone: Backbone) -> None:
     transformer = backbone.load_transformer()
     generator = torch.Generator().manual_seed(0)
     x_t = torch.randn(3, *backbone.latent_shape(SIZE), generator=generator)
-    cond = Conditioning({"prompt_embeds": torch.randn(3, 16, 32, generator=generator)})
+    cond = random_conditioning(backbone, 3, generator)
     timestep = backbone.schedule.timestep(torch.tensor([0.9, 0.4, 0.1], dtype=torch.float64))
     expected: list[Any] = []
     handles = [b.register_forward_hook(lambda m, i, o: expected.append(o)) for b in blocks_of(transformer)]

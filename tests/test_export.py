@@ -9,14 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_dfd import DistillationModule
-from lightning_dfd.backbones import backbone_from_pretrained
-from lightning_dfd.export import export_student
-from lightning_dfd.noise import shifted_steps
+from lightning_dfd.backbones import Backbone, backbone_from_pretrained
+from lightning_dfd.backbones.base import pipeline_class_name
+from lightning_dfd.backbones.mochi import own_times
+from lightning_dfd.export import call_arguments, export_student
+from lightning_dfd.noise import shift_time, shifted_steps
 from lightning_dfd.settings import SamplingSettings, StudentSettings
 from lightning_dfd.types import SampleKind, VideoSize
 from tests.conftest import TEXT_LENGTH
@@ -45,7 +48,9 @@ save_file({{"latents": latents.contiguous()}}, {noise!r} + ".out")
 
 
 def steps_for(family: str) -> list[float]:
-    return list(shifted_steps(4, 5.0)) if family == "wan" else EVEN
+    if family == "mochi":
+        return [1.0, *(shift_time(t, 0.1) for t in own_times(4)[1:])]  # 1 by itself would be rounded above 1
+    return EVEN if "cogvideox" in family else list(shifted_steps(4, 5.0))
 
 
 def make_student(folder: Path, family: str, kind: SampleKind = "ode", **student: Any) -> DistillationModule:
@@ -64,15 +69,15 @@ def make_student(folder: Path, family: str, kind: SampleKind = "ode", **student:
     return module
 
 
-def latents_elsewhere(folder: Path, code: str, noise: torch.Tensor) -> torch.Tensor:
+def latents_elsewhere(backbone: Backbone, folder: Path, code: str, noise: torch.Tensor) -> torch.Tensor:
     """Latents from a fresh process with stock diffusers, called as the model card says."""
     file = str(folder.parent / "noise.safetensors")
-    save_file({"noise": noise}, file)
-    call = {"num_inference_steps": 4, "guidance_scale": 1.0, "num_frames": 9, "height": 32, "width": 32}
+    save_file({"noise": backbone.pack(noise).contiguous()}, file)
+    call = call_arguments(backbone, getattr(diffusers, pipeline_class_name(backbone.source)), SIZE, 4)
     script = ELSEWHERE.format(code=code, noise=file, call=call | {"max_sequence_length": TEXT_LENGTH})
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=folder.parent)
     assert done.returncode == 0, done.stderr
-    return load_file(file + ".out")["latents"]
+    return backbone.unpack(load_file(file + ".out")["latents"], noise.shape[1:])
 
 
 def card_code(folder: Path) -> str:
@@ -92,7 +97,7 @@ def test_export_equals_our_sampler_in_another_process(
     report = export_student(module, folder, SIZE, form, {"Data": "clips"})
     assert report.error < 1e-4
     noise = torch.randn(1, *module.backbone.latent_shape(SIZE), generator=torch.Generator().manual_seed(5))
-    theirs = latents_elsewhere(folder, card_code(folder), noise)
+    theirs = latents_elsewhere(module.backbone, folder, card_code(folder), noise)
     ours = module.sample_latents("student", module.backbone.encode_prompts(["a cat"]), noise)
     teacher = module.sample_latents("fake", module.backbone.encode_prompts(["a cat"]), noise)
     assert (theirs - ours).square().mean().sqrt() < 1e-3 * ours.std()
@@ -106,6 +111,10 @@ def test_both_kinds_of_sampling_and_of_tuning(
 ) -> None:
     module = make_student(tiny[family], family, kind, mode=mode, ema_decay=0.9)
     assert module.best_student == "ema"
+    if family == "mochi" and kind == "renoise":
+        with pytest.raises(ValueError, match=r"set model\.sampling\.kind: ode"):
+            export_student(module, tmp_path / "student", SIZE, "pipeline", {})
+        return
     report = export_student(module, tmp_path / "student", SIZE, "pipeline", {})
     assert report.error < 1e-3
     assert report.network_calls == 4
@@ -179,11 +188,33 @@ def test_flow_schedulers_run_at_the_students_times(tiny: dict[str, Path], num: i
     assert scheduler.timesteps.tolist() == pytest.approx([1000 * t for t in steps], abs=0.1)
 
 
+@pytest.mark.parametrize("num", [1, 2, 4, 8])
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+def test_schedulers_that_are_handed_times_shift_them(tiny: dict[str, Path], num: int, shift: float) -> None:
+    """LTX passes 1, 1 - 1/N, ..., 1/N and a shift by size, which the few-step scheduler leaves out."""
+    steps = shifted_steps(num, shift)
+    scheduler = backbone_from_pretrained(str(tiny["ltx"])).few_step_scheduler(steps, "ode")
+    scheduler.set_timesteps(num, sigmas=shifted_steps(num, 1.0), mu=2.0)
+    assert scheduler.timesteps.tolist() == pytest.approx([1000 * t for t in steps], abs=0.1)
+
+
+@pytest.mark.parametrize("num", [2, 3, 4, 8])
+@pytest.mark.parametrize("shift", [0.1, 1.0])
+def test_mochis_scheduler_shifts_the_times_of_its_pipeline(tiny: dict[str, Path], num: int, shift: float) -> None:
+    own = own_times(num)
+    steps = [shift_time(t, shift) for t in own]
+    scheduler = backbone_from_pretrained(str(tiny["mochi"])).few_step_scheduler(steps, "ode")
+    scheduler.set_timesteps(num, sigmas=own)
+    assert scheduler.timesteps.tolist() == pytest.approx([1000 * (1 - t) for t in steps], abs=0.1)
+
+
 def test_times_that_no_stock_scheduler_runs_at_are_refused(tiny: dict[str, Path]) -> None:
     cogvideox = backbone_from_pretrained(str(tiny["cogvideox"]))
     with pytest.raises(ValueError, match=r"student samples at \[999, 937, 833, 624\]"):
         cogvideox.few_step_scheduler([0.999, 0.937, 0.833, 0.624], "ode")
     with pytest.raises(ValueError, match="1, 2, 4, 5 or 8 steps"):
         cogvideox.few_step_scheduler([0.999, 0.666, 0.332], "ode")
+    with pytest.raises(ValueError, match="cannot run 1 step"):
+        backbone_from_pretrained(str(tiny["mochi"])).few_step_scheduler([1.0], "ode")
     with pytest.raises(ValueError, match="no stock flow scheduler"):
         backbone_from_pretrained(str(tiny["wan"])).few_step_scheduler([0.9, 0.5, 0.3, 0.1], "ode")

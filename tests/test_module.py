@@ -17,7 +17,7 @@ from lightning_dfd import DistillationModule, DistillationTrainer
 from lightning_dfd.objectives import guide
 from lightning_dfd.settings import DataForcingSettings, DMDSettings, SamplingSettings, StudentSettings
 from lightning_dfd.types import Batch, Conditioning, VideoSize
-from tests.conftest import TEXT_LENGTH
+from tests.conftest import TEXT_LENGTH, random_conditioning
 
 SIZE = VideoSize(9, 32, 32)
 
@@ -33,7 +33,7 @@ def make_batches(module: DistillationModule, count: int, start: int = 0) -> list
     for k in range(start, start + count):
         generator = torch.Generator().manual_seed(k)
         latents = torch.randn(2, *shape, generator=generator)
-        cond = Conditioning({"prompt_embeds": torch.randn(2, TEXT_LENGTH, 32, generator=generator)})
+        cond = random_conditioning(module.backbone, 2, generator)
         batches.append(Batch(("a cat", "a dog"), latents=latents, cond=cond))
     return batches
 

@@ -8,32 +8,31 @@ from diffusers import DiffusionPipeline
 
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
 from lightning_dfd.objectives import guide
-from lightning_dfd.sampler import sample, teacher_times
+from lightning_dfd.sampler import sample
 from lightning_dfd.types import VideoSize
 from tests.conftest import TEXT_LENGTH
 
-SIZE = VideoSize(9, 32, 48)
 PROMPTS = ["a cat", "two dogs run"]
 
 
 @pytest.mark.parametrize("steps", [4, 10])
 @torch.no_grad()
-def test_teacher_sampler_equals_pipeline(backbone: Backbone, steps: int) -> None:
+def test_teacher_sampler_equals_pipeline(backbone: Backbone, size: VideoSize, steps: int) -> None:
     pipe = DiffusionPipeline.from_pretrained(backbone.source)
     pipe.set_progress_bar_config(disable=True)
-    shape = backbone.latent_shape(SIZE)
+    shape = backbone.latent_shape(size)
     noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     theirs = pipe(
         PROMPTS,
         negative_prompt="bad",
-        num_frames=SIZE.frames,
-        height=SIZE.height,
-        width=SIZE.width,
+        num_frames=size.frames,
+        height=size.height,
+        width=size.width,
         num_inference_steps=steps,
-        guidance_scale=4.0,
-        latents=noise.clone(),
+        latents=backbone.pack(noise),
         max_sequence_length=TEXT_LENGTH,
         output_type="latent",
+        **backbone.guidance_arguments(4.0),
     ).frames
     transformer = backbone.load_transformer()
     cond, negative = backbone.encode_prompts(PROMPTS), backbone.encode_prompts(["bad"]).expand(2)
@@ -41,35 +40,37 @@ def test_teacher_sampler_equals_pipeline(backbone: Backbone, steps: int) -> None
     def denoise(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return guide(backbone.x0(transformer, x_t, t, negative), backbone.x0(transformer, x_t, t, cond), 4.0)
 
-    ours = sample(denoise, backbone.schedule, noise, teacher_times(backbone.scheduler_config, steps))
-    assert (ours - theirs).abs().max() < 1e-4
+    ours = sample(denoise, backbone.schedule, noise, backbone.teacher_times(steps, shape))
+    assert (backbone.pack(ours) - theirs).abs().max() < 1e-4
     assert (ours - noise).abs().mean() > 0.1
 
 
 @torch.no_grad()
-def test_latents_decode_like_the_pipeline(backbone: Backbone) -> None:
+def test_latents_decode_like_the_pipeline(backbone: Backbone, size: VideoSize) -> None:
     pipe = DiffusionPipeline.from_pretrained(backbone.source)
     pipe.set_progress_bar_config(disable=True)
     arguments = {
-        "num_frames": SIZE.frames,
-        "height": SIZE.height,
-        "width": SIZE.width,
+        "num_frames": size.frames,
+        "height": size.height,
+        "width": size.width,
         "num_inference_steps": 2,
-        "guidance_scale": 1.0,
+        **backbone.guidance_arguments(1.0),
         "max_sequence_length": TEXT_LENGTH,
     }
-    noise = torch.randn(1, *backbone.latent_shape(SIZE), generator=torch.Generator().manual_seed(0))
-    latents = pipe("a cat", latents=noise.clone(), output_type="latent", **arguments).frames
-    pixels = pipe("a cat", latents=noise.clone(), output_type="pt", **arguments).frames  # [B, F, C, H, W] in [0, 1]
-    ours = backbone.decode_latents(latents)
-    assert ours.shape == (1, 3, SIZE.frames, SIZE.height, SIZE.width)
+    noise = torch.randn(1, *backbone.latent_shape(size), generator=torch.Generator().manual_seed(0))
+    latents = pipe("a cat", latents=backbone.pack(noise), output_type="latent", **arguments).frames
+    pixels = pipe(
+        "a cat", latents=backbone.pack(noise), output_type="pt", **arguments
+    ).frames  # [B, F, C, H, W] in [0, 1]
+    ours = backbone.decode_latents(backbone.unpack(latents, noise.shape[1:]))
+    assert ours.shape == (1, 3, size.frames, size.height, size.width)
     torch.testing.assert_close((ours.transpose(1, 2) + 1) / 2, pixels, rtol=0, atol=1e-4)
 
 
-def test_latent_layout_round_trip(backbone: Backbone) -> None:
-    videos = torch.rand(2, 3, SIZE.frames, SIZE.height, SIZE.width) * 2 - 1
+def test_latent_layout_round_trip(backbone: Backbone, size: VideoSize) -> None:
+    videos = torch.rand(2, 3, size.frames, size.height, size.width) * 2 - 1
     latents = backbone.encode_videos(videos)
-    assert latents.shape == (2, *backbone.latent_shape(SIZE))
+    assert latents.shape == (2, *backbone.latent_shape(size))
     with torch.no_grad():
         raw = backbone.vae.encode(videos).latent_dist.mode()
     torch.testing.assert_close(backbone.denormalise(backbone.normalise(raw)), raw, rtol=1e-5, atol=1e-5)
@@ -81,21 +82,21 @@ def test_transformer_is_loaded_without_the_encoders(backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_loads_in_any_precision(tiny: dict, family: str, dtype: torch.dtype) -> None:
+def test_loads_in_any_precision(tiny: dict, family: str, size: VideoSize, dtype: torch.dtype) -> None:
     backbone = backbone_from_pretrained(str(tiny[family]), dtype, TEXT_LENGTH)
     transformer = backbone.load_transformer()
     assert transformer.dtype == dtype
-    x_t = torch.randn(1, *backbone.latent_shape(SIZE))
+    x_t = torch.randn(1, *backbone.latent_shape(size))
     with torch.no_grad():
         x0 = backbone.x0(transformer, x_t, torch.tensor([0.5]), backbone.encode_prompts(["a cat"]))
     assert x0.dtype == torch.float32
     assert x0.isfinite().all()
 
 
-def test_sizes_that_do_not_divide_are_refused(backbone: Backbone) -> None:
-    backbone.check_size(SIZE)
-    with pytest.raises(ValueError, match="nearest is 9 frames of 32x48"):
-        backbone.check_size(VideoSize(10, 33, 50))
+def test_sizes_that_do_not_divide_are_refused(backbone: Backbone, size: VideoSize) -> None:
+    backbone.check_size(size)
+    with pytest.raises(ValueError, match=f"nearest is {size}"):
+        backbone.check_size(VideoSize(size.frames + 1, size.height + 1, size.width + 2))
 
 
 def test_missing_and_unknown_teachers_are_named(tmp_path, tiny: dict) -> None:
@@ -103,6 +104,6 @@ def test_missing_and_unknown_teachers_are_named(tmp_path, tiny: dict) -> None:
         backbone_from_pretrained(str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match="not a subclass"):
         backbone_from_pretrained(str(tiny["wan"]), backbone="torch.nn.Linear")
-    (tmp_path / "model_index.json").write_text('{"_class_name": "MochiPipeline"}')
-    with pytest.raises(ValueError, match=r"MochiPipeline.*CogVideoXPipeline"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "LattePipeline"}')
+    with pytest.raises(ValueError, match=r"LattePipeline.*CogVideoXPipeline"):
         backbone_from_pretrained(str(tmp_path))

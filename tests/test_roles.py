@@ -14,6 +14,7 @@ from lightning_dfd.backbones import Backbone
 from lightning_dfd.objectives import dmd_gradient, surrogate_loss
 from lightning_dfd.roles import FullRoles, LoraRoles, Roles
 from lightning_dfd.types import Conditioning, VideoSize
+from tests.conftest import random_conditioning
 
 SIZE = VideoSize(9, 32, 32)
 
@@ -41,7 +42,7 @@ def stir(roles: Roles) -> None:
 def inputs(backbone: Backbone) -> tuple[Tensor, Tensor, Conditioning]:
     generator = torch.Generator().manual_seed(0)
     x_t = torch.randn(2, *backbone.latent_shape(SIZE), generator=generator)
-    cond = Conditioning({"prompt_embeds": torch.randn(2, 16, 32, generator=generator)})
+    cond = random_conditioning(backbone, 2, generator)
     return x_t, torch.tensor([0.9, 0.4], dtype=torch.float64), cond
 
 
@@ -150,7 +151,8 @@ def test_every_role_starts_as_the_teacher(backbone: Backbone, mode: str) -> None
     for role in ("teacher", "student", "fake", "ema"):
         with torch.no_grad(), roles.act_as(role) as network:  # type: ignore[arg-type]
             outputs.append(backbone.x0(network, x_t, t, cond))
-    assert all(torch.equal(output, outputs[0]) for output in outputs)
+    for output in outputs:  # weights are the same, but copies lie otherwise in memory, and the last bit may differ
+        torch.testing.assert_close(output, outputs[0], rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])

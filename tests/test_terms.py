@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_dfd import DistillationModule, VideoDataModule
 from lightning_dfd.data import list_clips, write_cache, write_video
+from lightning_dfd.discriminator import blocks_of
 from lightning_dfd.settings import (
     DataForcingSettings,
     DiversitySettings,
@@ -95,9 +96,8 @@ def test_gan_trains_the_student_and_leaves_the_teacher(
     assert all(p.grad is None for p in module.parameters() if id(p) not in own)
 
     untouched = module.backbone.load_transformer()  # a teacher of its own, without adapters or checkpoints
-    last = untouched.blocks if family == "wan" else untouched.transformer_blocks
     seen: list[Any] = []
-    last[-1].register_forward_hook(lambda m, i, o: seen.append(o))  # type: ignore[operator,union-attr]
+    blocks_of(untouched)[-1].register_forward_hook(lambda m, i, o: seen.append(o))
     again = gen.detach().requires_grad_()
     x_t = module.schedule.add_noise(again, torch.zeros_like(gen), t)
     module.backbone.call(untouched, x_t, module.schedule.timestep(t), cond)

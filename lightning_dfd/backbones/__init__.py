@@ -1,6 +1,16 @@
 from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
+from lightning_dfd.backbones.ltx import LTXBackbone
+from lightning_dfd.backbones.mochi import MochiBackbone
 from lightning_dfd.backbones.registry import BACKBONES, backbone_from_pretrained
 from lightning_dfd.backbones.wan import WanBackbone
 
-__all__ = ["BACKBONES", "Backbone", "CogVideoXBackbone", "WanBackbone", "backbone_from_pretrained"]
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "CogVideoXBackbone",
+    "LTXBackbone",
+    "MochiBackbone",
+    "WanBackbone",
+    "backbone_from_pretrained",
+]

@@ -18,9 +18,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from torch import Tensor, nn
 
 from lightning_dfd.noise import NoiseSchedule, schedule_from_config
+from lightning_dfd.sampler import teacher_times
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
-
-TEXT_PARTS = ("text_encoder", "tokenizer")
 
 
 class Backbone(ABC):
@@ -37,6 +36,7 @@ class Backbone(ABC):
     """
 
     lora_targets: ClassVar[tuple[str, ...]]  # names of the linear layers that LoRA adapts
+    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")  # the pipeline's components for prompts
 
     def __init__(self, source: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None) -> None:
         self.source = str(source)
@@ -53,10 +53,6 @@ class Backbone(ABC):
     @abstractmethod
     def compression(self) -> tuple[int, int]:
         """(temporal, spatial) compression of the VAE."""
-
-    @abstractmethod
-    def latent_shape(self, size: VideoSize) -> tuple[int, ...]:
-        """Shape of one clip's latents, without the batch axis, in the network's layout."""
 
     @abstractmethod
     def normalise(self, latents: Tensor) -> Tensor:
@@ -77,19 +73,43 @@ class Backbone(ABC):
 
     # ---- what follows from it; override where a family differs ---------------------------------------------
 
+    def latent_shape(self, size: VideoSize) -> tuple[int, ...]:
+        """Shape of one clip's latents, without the batch axis, in the backbone's layout: [C, f, h, w]."""
+        temporal, spatial = self.compression()
+        frames = (size.frames - 1) // temporal + 1
+        return self.transformer_config["in_channels"], frames, size.height // spatial, size.width // spatial
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """From our latents [B, ...] to the layout that the pipeline takes and returns. Only moves numbers."""
+        return latents
+
+    def unpack(self, packed: Tensor, shape: Sequence[int]) -> Tensor:
+        """The inverse of `pack`; `shape` is that of one clip's latents, as `latent_shape` gives it."""
+        return packed
+
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[float, ...]:
+        """The times of the pipeline's own `num_steps` steps for latents of `shape` (no batch axis), largest first."""
+        return teacher_times(self.scheduler_config, num_steps)
+
+    def guidance_arguments(self, scale: float) -> dict[str, float]:
+        """How the pipeline's call is told to use classifier-free guidance of this scale; 1 is none."""
+        return {"guidance_scale": scale}
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """The conditioning of B prompts, as the pipeline's own call makes it.
 
-        Right for every pipeline whose `encode_prompt` answers (positive, negative).
+        Right for every pipeline whose `encode_prompt` answers (positive, negative), or (positive, its mask,
+        negative, its mask): `prompt_embeds` [B, L, D] and `prompt_attention_mask` [B, L].
         """
-        embeds, _ = self.encoders.encode_prompt(
+        embeds, *others = self.encoders.encode_prompt(
             list(prompts),
             do_classifier_free_guidance=False,
             max_sequence_length=self.max_sequence_length,
             device=self.device,
         )
-        return Conditioning({"prompt_embeds": embeds})
+        masks = {"prompt_attention_mask": others[0]} if len(others) == 3 else {}
+        return Conditioning({"prompt_embeds": embeds} | masks)
 
     def x0(self, transformer: Any, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The network's estimate of the clean latents, float32: x_t [B, ...] float32, t [B] in [0, 1]."""
@@ -109,8 +129,12 @@ class Backbone(ABC):
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Videos [B, C, F, H, W] in [-1, 1], float32."""
         scaled = self.denormalise(latents.to(self.device).float())
-        frames: Tensor = self.vae.decode(scaled.to(self.vae.dtype)).sample
-        return frames.float().clamp(-1.0, 1.0)
+        return self.decode(scaled.to(self.vae.dtype)).float().clamp(-1.0, 1.0)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The VAE's decoder: latents [B, C, f, h, w] as it wants them, to videos [B, C, F, H, W]."""
+        frames: Tensor = self.vae.decode(latents).sample
+        return frames
 
     @cached_property
     def schedule(self) -> NoiseSchedule:
@@ -130,22 +154,27 @@ class Backbone(ABC):
 
     def load_transformer(self) -> nn.Module:
         """The teacher's network, frozen and in evaluation mode. VAE and text encoder are not loaded."""
-        pipe = load_pipeline(self.source, self.dtype, vae=None, **dict.fromkeys(TEXT_PARTS))
+        pipe = load_pipeline(self.source, self.dtype, vae=None, **dict.fromkeys(self.text_parts))
         transformer: nn.Module = pipe.transformer
         return transformer.eval().requires_grad_(False)
 
     @cached_property
     def vae(self) -> Any:
         """The VAE alone: to decode samples on a cache, whose text embeddings are there."""
-        pipe = load_pipeline(self.source, self.dtype, transformer=None, **dict.fromkeys(TEXT_PARTS))
+        pipe = load_pipeline(self.source, self.dtype, transformer=None, **dict.fromkeys(self.text_parts))
         return pipe.vae.eval().requires_grad_(False).to(self.device)
 
     @cached_property
     def encoders(self) -> Any:
         """The pipeline with VAE, text encoder and tokenizer but without the transformer."""
         pipe = load_pipeline(self.source, self.dtype, transformer=None, vae=self.vae)
-        pipe.text_encoder.eval().requires_grad_(False).to(self.device)
+        for name in self._text_encoders:
+            getattr(pipe, name).eval().requires_grad_(False).to(self.device)
         return pipe
+
+    @property
+    def _text_encoders(self) -> tuple[str, ...]:
+        return tuple(name for name in self.text_parts if name.startswith("text_encoder"))
 
     def to(self, device: torch.device) -> None:
         """Where VAE and text encoder run, now or once they are loaded."""
@@ -180,10 +209,11 @@ class Backbone(ABC):
         identity = {
             "pipeline": str(pipeline_class_name(self.source)),
             "vae": _digest(_without_private(self.vae_config)),
-            "text_encoder": _digest(_without_private(read_config(AutoencoderKL, self.source, "text_encoder"))),
             "text_length": str(self.max_sequence_length),
         }
-        return identity | {"weights": self._weights("vae", "text_encoder")}
+        for name in self._text_encoders:
+            identity[name] = _digest(_without_private(read_config(AutoencoderKL, self.source, name)))
+        return identity | {"weights": self._weights("vae", *self._text_encoders)}
 
     def network_identity(self) -> dict[str, str]:
         """`identity`, and what decides the teacher's own samples besides."""

@@ -24,14 +24,7 @@ def few_step_flow_scheduler(steps: Sequence[float], kind: SampleKind) -> Any:
         ValueError: `steps` are not a shift of 1, 1 - 1/N, ..., 1/N.
     """
     num, last = len(steps), steps[-1]
-    shift = last * (num - 1) / (1.0 - last) if num > 1 else 1.0
-    expected = shifted_steps(num, shift)
-    if max(abs(a - b) for a, b in zip(steps, expected, strict=True)) > TOLERANCE:
-        nearest = [round(t, 4) for t in expected]
-        raise ValueError(
-            f"no stock flow scheduler samples at {[round(t, 4) for t in steps]}: it can only shift 1, 1 - 1/N, ..., "
-            f"1/N, and with the same last step that is {nearest}; set model.sampling.steps to a shifted list"
-        )
+    shift = _shift(steps, shifted_steps(num, 1.0))
     if num == 1:
         return FlowMatchEulerDiscreteScheduler(stochastic_sampling=kind == "renoise")
     baked = shift
@@ -46,3 +39,32 @@ def few_step_flow_scheduler(steps: Sequence[float], kind: SampleKind) -> Any:
     if max(abs(a - b) for a, b in zip(runs_at, steps, strict=True)) > TOLERANCE:
         raise ValueError(f"the stock flow scheduler runs at {runs_at}, the student at {list(steps)}")
     return scheduler
+
+
+def few_step_own_scheduler(steps: Sequence[float], kind: SampleKind, own: Sequence[float], **config: Any) -> Any:
+    """A FlowMatchEuler scheduler that makes `steps` of the `own` N times that a pipeline hands it: it shifts them.
+
+    Args:
+        own: the times that the pipeline's call passes for N steps, largest first.
+        config: what else the family's scheduler has to be told.
+
+    Raises:
+        ValueError: `steps` are not a shift of `own`.
+    """
+    return FlowMatchEulerDiscreteScheduler(
+        shift=_shift(steps, own), stochastic_sampling=kind == "renoise", use_dynamic_shifting=False, **config
+    )
+
+
+def _shift(steps: Sequence[float], own: Sequence[float]) -> float:
+    """The shift that takes the times `own` to `steps`, from their last ones; ValueError if the others differ."""
+    last, unshifted = steps[-1], own[-1]
+    shift = last * (1.0 - unshifted) / (unshifted * (1.0 - last)) if len(steps) > 1 else 1.0
+    expected = [shift_time(t, shift) for t in own]
+    if max(abs(a - b) for a, b in zip(steps, expected, strict=True)) > TOLERANCE:
+        wanted, base, nearest = ([round(t, 4) for t in times] for times in (steps, own, expected))
+        raise ValueError(
+            f"no stock flow scheduler samples at {wanted}: it can only shift {base}, and with the same last step "
+            f"that is {nearest}; set model.sampling.steps to a shifted list"
+        )
+    return shift

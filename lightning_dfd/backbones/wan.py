@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lightning_dfd.backbones.base import Backbone
+from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
-from lightning_dfd.types import Conditioning, SampleKind, VideoSize
+from lightning_dfd.types import Conditioning, SampleKind
 
 
-class WanBackbone(Backbone):
+class WanBackbone(PerChannel):
     """Latents [B, C, f, h, w], each channel by its own mean and standard deviation."""
 
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
@@ -23,23 +22,6 @@ class WanBackbone(Backbone):
 
     def compression(self) -> tuple[int, int]:
         return int(self.vae_config.get("scale_factor_temporal", 4)), int(self.vae_config.get("scale_factor_spatial", 8))
-
-    def latent_shape(self, size: VideoSize) -> tuple[int, ...]:
-        temporal, spatial = self.compression()
-        frames = (size.frames - 1) // temporal + 1
-        return self.vae_config["z_dim"], frames, size.height // spatial, size.width // spatial
-
-    def normalise(self, latents: Tensor) -> Tensor:
-        mean, std = self._statistics(latents)
-        return (latents - mean) / std
-
-    def denormalise(self, latents: Tensor) -> Tensor:
-        mean, std = self._statistics(latents)
-        return latents * std + mean
-
-    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (torch.tensor(self.vae_config[key]) for key in ("latents_mean", "latents_std"))
-        return mean.view(1, -1, 1, 1, 1).to(like), std.view(1, -1, 1, 1, 1).to(like)
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         output: Tensor = transformer(

@@ -1,0 +1,76 @@
+"""LTX-Video text-to-video (2501.00103): flow matching on strongly compressed latents, a network of packed tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
+from torch import Tensor
+
+from lightning_dfd.backbones.channels import PerChannel
+from lightning_dfd.backbones.flow import few_step_own_scheduler
+from lightning_dfd.noise import shifted_steps
+from lightning_dfd.sampler import teacher_times
+from lightning_dfd.types import Conditioning, SampleKind
+
+FRAME_RATE = 25  # default of the pipeline's call, by which the network's positions in time are scaled
+
+
+class LTXBackbone(PerChannel):
+    """Latents [B, C, f, h, w]; the pipeline's are packed, [B, f*h*w, C], as its networks have patches of 1."""
+
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+
+    def text_length(self) -> int:
+        return 128  # the default of the pipeline's call
+
+    def compression(self) -> tuple[int, int]:
+        config = self.vae_config
+        halvings = 2 ** sum(config["spatio_temporal_scaling"])
+        temporal, spatial = (config.get(f"{axis}_compression_ratio") for axis in ("temporal", "spatial"))
+        return temporal or config["patch_size_t"] * halvings, spatial or config["patch_size"] * halvings
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """They are among the VAE's weights here, not in its config."""
+        return self.vae.latents_mean, self.vae.latents_std / self.vae_config["scaling_factor"]
+
+    def pack(self, latents: Tensor) -> Tensor:
+        return latents.flatten(2).transpose(1, 2)
+
+    def unpack(self, packed: Tensor, shape: Sequence[int]) -> Tensor:
+        return packed.transpose(1, 2).unflatten(2, tuple(shape[1:]))
+
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[float, ...]:
+        """Shifted by the number of tokens, and stretched, as the pipeline's own call does."""
+        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        values = (self.scheduler_config[name] for name in names)
+        tokens = shape[1] * shape[2] * shape[3]
+        return teacher_times(
+            self.scheduler_config, num_steps, sigmas=shifted_steps(num_steps, 1.0), mu=calculate_shift(tokens, *values)
+        )
+
+    def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
+        shape = x_t.shape[1:]
+        temporal, spatial = self.compression()
+        output: Tensor = transformer(
+            hidden_states=self.pack(x_t).to(transformer.dtype),
+            timestep=timestep.float(),
+            encoder_hidden_states=cond["prompt_embeds"].to(transformer.dtype),
+            encoder_attention_mask=cond["prompt_attention_mask"],
+            num_frames=shape[1],
+            height=shape[2],
+            width=shape[3],
+            rope_interpolation_scale=(temporal / FRAME_RATE, spatial, spatial),
+            return_dict=False,
+        )[0]
+        return self.unpack(output, shape)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Later VAEs denoise while they decode; like the pipeline by default we tell them that there is no noise."""
+        timestep = latents.new_zeros(len(latents)) if self.vae_config["timestep_conditioning"] else None
+        frames: Tensor = self.vae.decode(latents, timestep).sample
+        return frames
+
+    def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
+        return few_step_own_scheduler(steps, kind, shifted_steps(len(steps), 1.0))
