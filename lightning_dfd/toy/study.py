@@ -48,8 +48,9 @@ from lightning_dfd.settings import (
 from lightning_dfd.toy import world
 from lightning_dfd.toy.dataset import write_world
 from lightning_dfd.toy.features import WorldReadings
-from lightning_dfd.toy.measure import NOTHING, read_clip
+from lightning_dfd.toy.measure import FREE_FACTORS, NOTHING, read_clip
 from lightning_dfd.toy.study_report import write_report
+from lightning_dfd.toy.train_teacher import to_model
 from lightning_dfd.trainer import DistillationTrainer
 from lightning_dfd.types import Role, VideoSize
 
@@ -58,7 +59,6 @@ SIZE = VideoSize(world.FRAMES, world.SIZE, world.SIZE)
 GUIDANCE = 2.0
 STEPS = {4: [0.999, 0.749, 0.499, 0.249], 2: [0.999, 0.499]}
 READINGS = WorldReadings()
-FREE_FACTORS = ("direction", "background", "speed")
 
 
 @dataclass(frozen=True)
@@ -199,9 +199,7 @@ def run_arm(arm: Arm, seed: int, folder: Path, scale: Scale) -> None:
         if arm.start is None:
             trainer.save_checkpoint(checkpoint_of(folder, arm.name, seed))
     look(iterations, last=True)
-    with replacing(result_of(folder, arm.name, seed)) as temporary:
-        record = {"arm": arm.name, "group": arm.group, "seed": seed, "iterations": iterations, "measured": found}
-        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_result(folder, arm.name, arm.group, seed, iterations, found)
 
 
 def be_quiet() -> None:
@@ -218,6 +216,15 @@ def checkpoint_of(folder: Path, name: str, seed: int) -> Path:
 
 def result_of(folder: Path, name: str, seed: int) -> Path:
     return folder / "results" / f"{name} {seed}.json"
+
+
+def write_result(
+    folder: Path, name: str, group: str, seed: int, iterations: int, measured: Mapping[int, Mapping[str, float]]
+) -> None:
+    """The file that says that this arm is done with this seed; it appears only when it is complete."""
+    record = {"arm": name, "group": group, "seed": seed, "iterations": iterations, "measured": measured}
+    with replacing(result_of(folder, name, seed)) as temporary:
+        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 # ---- measures -------------------------------------------------------------------------------------------------
@@ -267,13 +274,12 @@ def world_measures(clips: NDArray[np.uint8], captions: Sequence[str]) -> dict[st
     of direction, background and speed. `readable`: share of clips in which all three can be read.
     """
     readings = [read_clip(clip) for clip in clips]
-    truth = {"direction": world.DIRECTION_SHARES, "background": world.BACKGROUND_SHARES, "speed": world.SPEED_SHARES}
     values: dict[str, float] = {
         "obedience": float(
             np.mean([world.caption(r.colour, r.shape) == c for r, c in zip(readings, captions, strict=True)])
         )
     }
-    for factor, shares in truth.items():
+    for factor, shares in FREE_FACTORS.items():
         values[f"{factor}_gap"] = total_variation([getattr(reading, factor) for reading in readings], shares)
         for value in (*shares, NOTHING):
             values[f"{factor} {value}"] = float(np.mean([getattr(reading, factor) == value for reading in readings]))
@@ -311,7 +317,7 @@ def prepare(folder: Path, scale: Scale) -> None:
     if not (folder / "real.safetensors").is_file():
         suite, distance = VideoSuite(READINGS, READINGS, min_videos=2), FrechetVideoDistance("transnetv2")
         clips = world.draw_clips(scale.real, seed=500)[1]
-        for videos in to_videos(clips).split(48):
+        for videos in to_model(clips).split(48):
             suite.update_real(videos)
             distance.update(videos, real=True)
         save_file(distance.real_state(), folder / "real_transnetv2.safetensors")
@@ -325,13 +331,7 @@ def prepare(folder: Path, scale: Scale) -> None:
                 decode, encode = module.backbone.decode_latents, module.backbone.encode_videos
                 videos = torch.cat([decode(encode(part)) for part in videos.split(48)])
             found = measure_videos(videos, captions, range(len(captions)), folder, pretrained=True)
-            record = {"arm": name, "group": "world", "seed": seed, "iterations": 0, "measured": {0: found}}
-            result_of(folder, name, seed).write_text(json.dumps(record, indent=1), encoding="utf-8")
-
-
-def to_videos(clips: NDArray[np.uint8]) -> Tensor:
-    """uint8 [N, F, H, W, C] to [N, C, F, H, W] in [-1, 1]."""
-    return torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
+            write_result(folder, name, "world", seed, 0, {0: found})
 
 
 def captioned_videos(each: int, seed: int) -> tuple[Tensor, list[str]]:
@@ -339,7 +339,7 @@ def captioned_videos(each: int, seed: int) -> tuple[Tensor, list[str]]:
     scenes, clips = world.draw_clips(4 * each * len(world.CAPTIONS), seed)
     picked = [[i for i, scene in enumerate(scenes) if scene.caption == text][:each] for text in world.CAPTIONS]
     rows = [row for rows in picked for row in rows]
-    return to_videos(clips[rows]), [scenes[row].caption for row in rows]
+    return to_model(clips[rows]), [scenes[row].caption for row in rows]
 
 
 def run_study(folder: Path, scale: Scale, arms: Sequence[Arm], workers: int) -> None:
