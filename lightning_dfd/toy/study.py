@@ -74,13 +74,13 @@ class Scale:
     videos: int  # sampled for a caption
 
 
-FULL = Scale(seeds=3, distil=500, go_on=150, looks=(50,), clips=480, real=600, videos=16)
+FULL = Scale(seeds=3, distil=500, go_on=300, looks=(100,), clips=480, real=600, videos=16)
 QUICK = Scale(seeds=1, distil=40, go_on=10, looks=(5,), clips=96, real=120, videos=4)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to make a student, or with `role` teacher none.
+    """One way to make a student; with a `role` nothing is trained and that one is measured.
 
     `start` names the arm whose student and fake score it goes on from; None is the teacher.
     """
@@ -102,6 +102,7 @@ def all_arms() -> list[Arm]:
     arms = [
         Arm(f"teacher s={scale:g}", "teacher", guidance=scale, role="teacher") for scale in (1.0, 1.5, 2.0, 3.0, 4.0)
     ]
+    arms.append(Arm("the teacher in 4 unguided steps", "distilled", role="student"))  # an adapter that is still zero
     for kind in ("data", "rollout"):
         arms.append(Arm(f"dmd2 {kind}", "distilled", input=kind))
     arms += [
@@ -184,7 +185,7 @@ def run_arm(arm: Arm, seed: int, folder: Path, scale: Scale) -> None:
         found[iterations] = measure(module, arm.role or module.best_student, seed, folder, scale, pretrained=last)
 
     iterations = 0
-    if arm.role == "teacher":
+    if arm.role is not None:
         module.configure_model()
     else:
         iterations = scale.distil if arm.start is None else scale.go_on
