@@ -29,7 +29,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders | {"other": save_tiny("cogvideox", root / "other", seed=1)}
 
 
-@pytest.fixture(scope="session", params=["cogvideox", "cogvideox_5b", "ltx", "mochi", "wan"])
+@pytest.fixture(scope="session", params=["cogvideox", "cogvideox_5b", "hunyuan", "ltx", "mochi", "wan"])
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

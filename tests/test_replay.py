@@ -24,7 +24,7 @@ def test_teacher_sampler_equals_pipeline(backbone: Backbone, size: VideoSize, st
     noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     theirs = pipe(
         PROMPTS,
-        negative_prompt="bad",
+        negative_prompt=["bad"] * 2,
         num_frames=size.frames,
         height=size.height,
         width=size.width,

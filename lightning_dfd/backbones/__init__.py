@@ -1,5 +1,6 @@
 from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
+from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.ltx import LTXBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
 from lightning_dfd.backbones.registry import BACKBONES, backbone_from_pretrained
@@ -9,6 +10,7 @@ __all__ = [
     "BACKBONES",
     "Backbone",
     "CogVideoXBackbone",
+    "HunyuanVideoBackbone",
     "LTXBackbone",
     "MochiBackbone",
     "WanBackbone",

@@ -8,12 +8,14 @@ import torch
 
 from lightning_dfd.backbones.base import Backbone, pipeline_class_name
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
+from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.ltx import LTXBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
 from lightning_dfd.backbones.wan import WanBackbone
 
 BACKBONES: dict[str, type[Backbone]] = {
     "CogVideoXPipeline": CogVideoXBackbone,
+    "HunyuanVideoPipeline": HunyuanVideoBackbone,
     "LTXPipeline": LTXBackbone,
     "MochiPipeline": MochiBackbone,
     "WanPipeline": WanBackbone,
