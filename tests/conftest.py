@@ -13,12 +13,11 @@ import torch
 
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
 from lightning_dfd.data import write_video
-from lightning_dfd.tiny import TINY, save_tiny
+from lightning_dfd.tiny import TEXT_LENGTH, TINY, save_tiny
 from lightning_dfd.toy.world import draw_clips
 from lightning_dfd.types import Conditioning, VideoSize
 
 torch.set_num_threads(1)
-TEXT_LENGTH = 16
 
 
 @pytest.fixture(scope="session")
@@ -29,15 +28,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders | {"other": save_tiny("cogvideox", root / "other", seed=1)}
 
 
-@pytest.fixture(scope="session", params=["cogvideox", "cogvideox_5b", "hunyuan", "ltx", "mochi", "wan"])
+@pytest.fixture(scope="session", params=list(TINY))
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
 def size(family: str) -> VideoSize:
-    """A small size that fits the family's VAE, with more than one place along every axis of the latents."""
-    return {"ltx": VideoSize(9, 64, 96), "mochi": VideoSize(7, 32, 48)}.get(family, VideoSize(9, 32, 48))
+    return TINY[family].size
 
 
 def random_conditioning(backbone: Backbone, count: int, generator: torch.Generator) -> Conditioning:

@@ -22,8 +22,8 @@ from lightning_dfd import DistillationModule, DistillationTrainer
 from lightning_dfd.callbacks import RunHealth, VideoEvaluation, VideoSamples
 from lightning_dfd.data import VideoDataModule, read_video
 from lightning_dfd.settings import DataForcingSettings, StudentSettings
+from lightning_dfd.tiny import TEXT_LENGTH
 from lightning_dfd.types import VideoSize
-from tests.conftest import TEXT_LENGTH
 from tests.test_cli import recipe, small
 
 READINGS = "lightning_dfd.toy.features.WorldReadings"

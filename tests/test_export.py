@@ -21,11 +21,10 @@ from lightning_dfd.backbones.mochi import own_times
 from lightning_dfd.export import call_arguments, export_student
 from lightning_dfd.noise import shift_time, shifted_steps
 from lightning_dfd.settings import SamplingSettings, StudentSettings
+from lightning_dfd.tiny import TEXT_LENGTH, TINY
 from lightning_dfd.types import SampleKind, VideoSize
-from tests.conftest import TEXT_LENGTH
 
 SIZE = VideoSize(9, 32, 32)
-EVEN = [0.999, 0.749, 0.499, 0.249]
 
 ELSEWHERE = """
 import sys
@@ -47,18 +46,12 @@ save_file({{"latents": latents.contiguous()}}, {noise!r} + ".out")
 """
 
 
-def steps_for(family: str) -> list[float]:
-    if family == "mochi":
-        return [1.0, *(shift_time(t, 0.1) for t in own_times(4)[1:])]  # 1 by itself would be rounded above 1
-    return EVEN if "cogvideox" in family else list(shifted_steps(4, 5.0))
-
-
 def make_student(folder: Path, family: str, kind: SampleKind = "ode", **student: Any) -> DistillationModule:
     """A student that is far from its teacher, so that a missing adapter cannot pass."""
     module = DistillationModule(
         str(folder),
         student=StudentSettings(**({"rank": 4, "alpha": 8} | student)),
-        sampling=SamplingSettings(steps_for(family), kind),
+        sampling=SamplingSettings(list(TINY[family].steps), kind),
         max_sequence_length=TEXT_LENGTH,
     )
     module.configure_model()
@@ -111,7 +104,7 @@ def test_both_kinds_of_sampling_and_of_tuning(
 ) -> None:
     module = make_student(tiny[family], family, kind, mode=mode, ema_decay=0.9)
     assert module.best_student == "ema"
-    if family == "mochi" and kind == "renoise":
+    if kind not in TINY[family].kinds:
         with pytest.raises(ValueError, match=r"set model\.sampling\.kind: ode"):
             export_student(module, tmp_path / "student", SIZE, "pipeline", {})
         return
@@ -138,7 +131,7 @@ def test_half_precision_exports(tiny: dict[str, Path], family: str, tmp_path: Pa
         str(tiny[family]),
         dtype="bfloat16",
         student=StudentSettings(rank=4),
-        sampling=SamplingSettings(steps_for(family)),
+        sampling=SamplingSettings(list(TINY[family].steps)),
         max_sequence_length=TEXT_LENGTH,
     )
     module.configure_model()

@@ -25,7 +25,7 @@ from lightning_dfd.objectives import (
     teacher_guidance,
 )
 from lightning_dfd.sampler import roll_to
-from lightning_dfd.tiny import cogvideox_scheduler
+from lightning_dfd.tiny.cogvideox import cogvideox_scheduler
 
 
 def draws(*shape: int, count: int, seed: int = 0) -> list[torch.Tensor]:

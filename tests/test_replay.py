@@ -9,8 +9,8 @@ from diffusers import DiffusionPipeline
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
 from lightning_dfd.objectives import guide
 from lightning_dfd.sampler import sample
+from lightning_dfd.tiny import TEXT_LENGTH
 from lightning_dfd.types import VideoSize
-from tests.conftest import TEXT_LENGTH
 
 PROMPTS = ["a cat", "two dogs run"]
 

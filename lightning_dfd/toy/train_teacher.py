@@ -37,7 +37,8 @@ from tqdm import tqdm
 from transformers import T5Config, T5EncoderModel
 
 from lightning_dfd.noise import schedule_from_config
-from lightning_dfd.tiny import cogvideox_scheduler, text_encoder, text_tokenizer
+from lightning_dfd.tiny.cogvideox import cogvideox_scheduler
+from lightning_dfd.tiny.parts import text_encoder, text_tokenizer
 from lightning_dfd.toy import world
 from lightning_dfd.toy.measure import WorldReport, compare_with_world
 

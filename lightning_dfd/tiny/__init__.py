@@ -1,0 +1,43 @@
+"""Tiny random pipelines of every family, built with no download: for tests, and to try a recipe on any machine.
+
+    python -m lightning_dfd.tiny cogvideox outputs/tiny_cogvideox
+    lightning fit -c recipes/cogvideox_dfd.yaml --model.teacher outputs/tiny_cogvideox ...
+
+They are genuine diffusers pipelines in all but size and training: what they make is noise.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lightning_dfd.tiny import cogvideox, hunyuan, ltx, mochi, wan
+from lightning_dfd.tiny.parts import TEXT_LENGTH, Tiny
+
+TINY: dict[str, Tiny] = {
+    **cogvideox.TINY,
+    **hunyuan.TINY,
+    **ltx.TINY,
+    **mochi.TINY,
+    **wan.TINY,
+}
+
+
+def save_tiny(name: str, folder: str | Path, seed: int = 0) -> Path:
+    """Save the tiny pipeline `name` of TINY, with weights drawn from `seed`; returns the folder.
+
+    The last layers, which some families start at zero, are drawn as well, so that every output depends on every
+    input.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipe = TINY[name].build()
+        for parameter in pipe.transformer.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.02)
+    pipe.save_pretrained(folder)
+    return Path(folder)
+
+
+__all__ = ["TEXT_LENGTH", "TINY", "Tiny", "save_tiny"]

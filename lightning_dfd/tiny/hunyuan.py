@@ -1,0 +1,70 @@
+"""Tiny HunyuanVideo pipelines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import (
+    AutoencoderKLHunyuanVideo,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
+)
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, LlamaConfig, LlamaModel, T5Tokenizer
+
+from lightning_dfd.tiny.parts import LETTERS, Tiny, text_tokenizer
+
+
+def template_tokenizer() -> T5Tokenizer:
+    """A tokenizer by which Hunyuan's template has the 95 tokens before the prompt that its pipeline cuts off."""
+    words = str(DEFAULT_PROMPT_TEMPLATE["template"]).split("{}")[0].split()
+    spelt = {"relationships", "transitions", "background", "used"}  # letter by letter: 57 words are 57 + 38 tokens
+    return text_tokenizer(set(words) - spelt)
+
+
+def hunyuan() -> HunyuanVideoPipeline:
+    """HunyuanVideo with its two text encoders, embedded guidance and shift 7."""
+    tokenizer = template_tokenizer()
+    pieces = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    end = len(pieces) - 1
+    small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    return HunyuanVideoPipeline(
+        tokenizer=tokenizer,
+        text_encoder=LlamaModel(
+            LlamaConfig(**small, vocab_size=len(tokenizer), num_hidden_layers=4, pad_token_id=0)
+        ).eval(),
+        tokenizer_2=CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]),
+        text_encoder_2=CLIPTextModel(
+            CLIPTextConfig(
+                **small,
+                vocab_size=end + 1,
+                num_hidden_layers=2,
+                bos_token_id=end - 1,
+                eos_token_id=end,
+                pad_token_id=end,
+            )
+        ).eval(),
+        vae=AutoencoderKLHunyuanVideo(
+            latent_channels=4,
+            block_out_channels=(8, 8, 8, 8),
+            layers_per_block=1,
+            norm_num_groups=4,
+        ),
+        transformer=HunyuanVideoTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            num_single_layers=2,
+            num_refiner_layers=1,
+            text_embed_dim=32,
+            pooled_projection_dim=32,
+            rope_axes_dim=(4, 6, 6),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+    )
+
+
+TINY = {"hunyuan": Tiny(hunyuan)}
