@@ -18,7 +18,7 @@ from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_dfd.backbones import backbone_from_pretrained
 from lightning_dfd.checkpoints import below, read_checkpoint, refuse_misfit
@@ -237,7 +237,7 @@ class DistillationModule(LightningModule):
             t = torch.tensor(steps, dtype=torch.float64, device=real.device)[pick]
             return self.x0("student", self.schedule.add_noise(real, draws.noise_like(real), t), t, cond)
         first = 1 if self.diversity.weight else 0
-        last = int(torch.randint(first, len(steps), (), generator=draws.shared))
+        last = draws.index(first, len(steps))
         denoise = partial(self.x0, "student", cond=cond)
         with torch.no_grad():
             x_t = roll_to(
@@ -449,7 +449,13 @@ class DistillationModule(LightningModule):
         """Load the teacher and build the roles on it; Lightning calls it once the strategy is known."""
         if self.roles is not None:
             return
-        transformer = self.backbone.load_transformer()
+        self.build_roles(self.backbone.load_transformer())
+        resumed = self._trainer is not None and self.trainer.ckpt_path is not None
+        if self.init_from is not None and not resumed:
+            self.load_weights(self.init_from)
+
+    def build_roles(self, transformer: nn.Module) -> None:
+        """Roles, and the discriminator if there is one, on the teacher's network."""
         student = self.student
         options = {"ema": student.ema_decay is not None, "checkpointing": student.gradient_checkpointing}
         if student.mode == "full":
@@ -460,9 +466,6 @@ class DistillationModule(LightningModule):
             self.roles = LoraRoles(transformer, targets, student.rank, alpha, seed=self.seed, **options)
         if self.gan.weight:
             self.discriminator = Discriminator(transformer, self.gan.blocks, self.seed)
-        resumed = self._trainer is not None and self.trainer.ckpt_path is not None
-        if self.init_from is not None and not resumed:
-            self.load_weights(self.init_from)
 
     def encode(self, batch: Batch) -> tuple[Tensor, Conditioning]:
         """Latents [B, ...] float32 and conditioning of a batch, from the cache or by the pipeline's encoders."""

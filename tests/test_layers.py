@@ -24,6 +24,7 @@ GROUND_FIRST = [
     "optimizers",
     "checkpoints",
     "module",
+    "plan",
     "pictures",
     "pages",
     "generation",

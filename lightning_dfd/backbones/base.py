@@ -21,6 +21,8 @@ from lightning_dfd.noise import NoiseSchedule, schedule_from_config
 from lightning_dfd.sampler import teacher_times
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
+TEXT_WIDTHS = ("text_embed_dim", "text_dim", "caption_channels")  # what the families' configs call it
+
 
 class Backbone(ABC):
     """One teacher pipeline, seen as the few things that distillation needs of it.
@@ -111,6 +113,24 @@ class Backbone(ABC):
         masks = {"prompt_attention_mask": others[0]} if len(others) == 3 else {}
         return Conditioning({"prompt_embeds": embeds} | masks)
 
+    def blank_conditioning(self, batch_size: int) -> Conditioning:
+        """Zeros in the shapes and precisions of `encode_prompts`, from the transformer's config alone.
+
+        Masks are ones; where the network takes none it is not handed them. For `lightning plan`.
+        """
+        config = self.transformer_config
+        width = next((config[key] for key in TEXT_WIDTHS if config.get(key)), None)
+        if width is None:
+            raise ValueError(
+                f"the transformer's config of {self.source} has none of {', '.join(TEXT_WIDTHS)}, from which the size "
+                f"of text embeddings follows; override blank_conditioning in {type(self).__name__}"
+            )
+        tokens = (batch_size, self.max_sequence_length)
+        mask = torch.ones(tokens, dtype=torch.int64)
+        return Conditioning(
+            {"prompt_embeds": torch.zeros(*tokens, width, dtype=self.dtype), "prompt_attention_mask": mask}
+        )
+
     def x0(self, transformer: Any, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The network's estimate of the clean latents, float32: x_t [B, ...] float32, t [B] in [0, 1]."""
         output = self.call(transformer, x_t, self.schedule.timestep(t), cond)
@@ -168,12 +188,13 @@ class Backbone(ABC):
     def encoders(self) -> Any:
         """The pipeline with VAE, text encoder and tokenizer but without the transformer."""
         pipe = load_pipeline(self.source, self.dtype, transformer=None, vae=self.vae)
-        for name in self._text_encoders:
+        for name in self.text_encoders:
             getattr(pipe, name).eval().requires_grad_(False).to(self.device)
         return pipe
 
     @property
-    def _text_encoders(self) -> tuple[str, ...]:
+    def text_encoders(self) -> tuple[str, ...]:
+        """Names of the components of `text_parts` that are networks."""
         return tuple(name for name in self.text_parts if name.startswith("text_encoder"))
 
     def to(self, device: torch.device) -> None:
@@ -211,9 +232,9 @@ class Backbone(ABC):
             "vae": _digest(_without_private(self.vae_config)),
             "text_length": str(self.max_sequence_length),
         }
-        for name in self._text_encoders:
+        for name in self.text_encoders:
             identity[name] = _digest(_without_private(read_config(AutoencoderKL, self.source, name)))
-        return identity | {"weights": self._weights("vae", *self._text_encoders)}
+        return identity | {"weights": self._weights("vae", *self.text_encoders)}
 
     def network_identity(self) -> dict[str, str]:
         """`identity`, and what decides the teacher's own samples besides."""

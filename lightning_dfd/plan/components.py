@@ -1,0 +1,63 @@
+"""A pipeline's networks without weights: built from their configs on torch's meta device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL, DiffusionPipeline
+from torch import nn
+
+from lightning_dfd.backbones import Backbone
+from lightning_dfd.backbones.base import read_config
+
+
+def blank_network(config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+    """A diffusers network in the precision in which `from_pretrained` loads it: some layers stay float32."""
+    network_class = getattr(diffusers, config["_class_name"])
+    with torch.device("meta"):
+        network: nn.Module = network_class.from_config(config)
+    kept = set(network_class._keep_in_fp32_modules or ())
+    for name, tensor in network.state_dict(keep_vars=True).items():  # buffers that are not stored stay as they are
+        if tensor.is_floating_point() and not kept & set(name.split(".")):
+            tensor.data = tensor.data.to(dtype)
+    return network.eval().requires_grad_(False)
+
+
+def blank_text_encoders(backbone: Backbone) -> dict[str, nn.Module] | None:
+    """The pipeline's text encoders by name; None where their configs are not there."""
+    index = DiffusionPipeline.load_config(backbone.source)
+    networks = {}
+    for name in backbone.text_encoders:
+        try:
+            config = read_config(AutoencoderKL, backbone.source, name)
+        except FileNotFoundError:
+            return None
+        network_class = getattr(transformers, index[name][1])
+        with torch.device("meta"):
+            networks[name] = network_class(network_class.config_class.from_dict(config)).to(backbone.dtype)
+    return networks
+
+
+def size_of(network: nn.Module) -> int:
+    """Bytes of a network's parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+
+
+def replace_tensors(network: nn.Module, make: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Give every parameter and buffer what `make` answers for it; shared ones stay shared."""
+    made: dict[torch.Tensor, torch.Tensor] = {}
+    for module in network.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if parameter not in made:
+                    made[parameter] = nn.Parameter(make(parameter), requires_grad=parameter.requires_grad)
+                module._parameters[name] = made[parameter]  # type: ignore[assignment]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                made[buffer] = made.get(buffer, make(buffer))
+                module._buffers[name] = made[buffer]
