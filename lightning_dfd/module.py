@@ -44,6 +44,7 @@ from lightning_dfd.objectives import (
     teacher_guidance,
 )
 from lightning_dfd.optimizers import as_list, clip_parts, keep_settings, settings_of
+from lightning_dfd.quantization import Quantization
 from lightning_dfd.roles import TRAINED, FullRoles, LoraRoles, Roles
 from lightning_dfd.sampler import Draw, roll_to, sample
 from lightning_dfd.settings import (
@@ -72,6 +73,9 @@ class DistillationModule(LightningModule):
         backbone: import path of a Backbone subclass; null to choose by the pipeline's class.
         dtype: precision of the frozen weights. What is trained is float32; see trainer.precision.
         max_sequence_length: text tokens per prompt; null for the pipeline's default.
+        quantization: of the frozen weights, for adapters; null for none.
+        compile: compile the network's blocks by torch.compile: slower to start, then faster.
+        offload: keep VAE and text encoders, and with full tuning the teacher, on the CPU but for what is computing.
         student: what is trained.
         sampling: the student's times and kind of sampling.
         dmd: distribution matching.
@@ -93,6 +97,9 @@ class DistillationModule(LightningModule):
         backbone: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         max_sequence_length: int | None = None,
+        quantization: Quantization | None = None,
+        compile: bool = False,
+        offload: bool = False,
         student: StudentSettings = StudentSettings(),  # noqa: B008 (frozen)
         sampling: SamplingSettings = SamplingSettings(),  # noqa: B008
         dmd: DMDSettings = DMDSettings(),  # noqa: B008
@@ -109,10 +116,16 @@ class DistillationModule(LightningModule):
     ) -> None:
         super().__init__()
         diversity.check(student, sampling)
+        if quantization is not None:
+            quantization.check(student.mode)
+        if offload:
+            gan.check_offload(student)
         # Hyperparameters are not saved into checkpoints: on resume the recipe and the command line decide.
         self.automatic_optimization = False
         self.strict_loading = False  # the teacher is not in checkpoints; on_load_checkpoint checks the rest
         self.backbone = backbone_from_pretrained(teacher, getattr(torch, dtype), max_sequence_length, backbone)
+        self.backbone.quantization, self.backbone.offload = quantization, offload
+        self.compiled = compile
         self.student, self.sampling, self.dmd = student, sampling, dmd
         self.data_forcing, self.gan, self.diversity = data_forcing, gan, diversity
         self.student_optimizer, self.fake_optimizer = student_optimizer, fake_optimizer
@@ -309,6 +322,10 @@ class DistillationModule(LightningModule):
         self._recipe_groups = settings_of(optimizers)
         return optimizers, schedulers
 
+    def on_fit_start(self) -> None:
+        if self.backbone.offload:
+            self.network.offload_teacher(self.device)
+
     def on_train_start(self) -> None:
         """A restored optimizer brings its old settings along; those of the recipe and command line win."""
         optimizers = as_list(self.optimizers(use_pl_optimizer=False))
@@ -450,6 +467,8 @@ class DistillationModule(LightningModule):
         if self.roles is not None:
             return
         self.build_roles(self.backbone.load_transformer())
+        if self.compiled:
+            self.network.compile_blocks()
         resumed = self._trainer is not None and self.trainer.ckpt_path is not None
         if self.init_from is not None and not resumed:
             self.load_weights(self.init_from)

@@ -19,8 +19,8 @@ from lightning_dfd.data import VideoDataModule, list_clips, write_cache, write_v
 from lightning_dfd.export import ExportFormat, ExportReport, export_student
 from lightning_dfd.generation import TEACHER_STEPS, Request, condition, generate_latents, requests_for
 from lightning_dfd.module import DistillationModule
-from lightning_dfd.plan import Setup, advise, as_json, as_text, estimate
 from lightning_dfd.pictures import contact_sheet, enlarge, to_frames, video_grid
+from lightning_dfd.plan import Setup, advise, as_json, as_text, estimate
 from lightning_dfd.types import Role
 
 
@@ -137,6 +137,7 @@ class DistillationTrainer(Trainer):
             ckpt_path: of a checkpoint.
             format: pipeline, or lora for `load_lora_weights`.
         """
+        model.backbone.quantization = None  # what is exported is merged into the teacher as it was published
         facts = self._load(model, ckpt_path)
         report = export_student(model, output, datamodule.size, format, facts)
         rank_zero_info(

@@ -14,6 +14,8 @@ GROUND_FIRST = [
     "draws",
     "objectives",
     "sampler",
+    "offload",
+    "quantization",
     "backbones",
     "roles",
     "discriminator",

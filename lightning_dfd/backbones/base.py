@@ -18,6 +18,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from torch import Tensor, nn
 
 from lightning_dfd.noise import NoiseSchedule, schedule_from_config
+from lightning_dfd.offload import offload_leaves
+from lightning_dfd.quantization import Quantization
 from lightning_dfd.sampler import teacher_times
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
@@ -35,8 +37,14 @@ class Backbone(ABC):
         source: hub id or folder of a whole diffusers pipeline.
         dtype: precision in which the frozen weights are loaded.
         max_sequence_length: text tokens per prompt; None for what the pipeline's call uses by itself.
+
+    Attributes:
+        quantization: of the network that `load_transformer` gives; None for none.
+        offload: keep VAE and text encoders on the CPU, but for what is computing.
     """
 
+    quantization: Quantization | None = None
+    offload = False
     lora_targets: ClassVar[tuple[str, ...]]  # names of the linear layers that LoRA adapts
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")  # the pipeline's components for prompts
 
@@ -174,7 +182,8 @@ class Backbone(ABC):
 
     def load_transformer(self) -> nn.Module:
         """The teacher's network, frozen and in evaluation mode. VAE and text encoder are not loaded."""
-        pipe = load_pipeline(self.source, self.dtype, vae=None, **dict.fromkeys(self.text_parts))
+        extra = {} if self.quantization is None else {"quantization_config": self.quantization.config(self.dtype)}
+        pipe = load_pipeline(self.source, self.dtype, vae=None, **dict.fromkeys(self.text_parts), **extra)
         transformer: nn.Module = pipe.transformer
         return transformer.eval().requires_grad_(False)
 
@@ -182,15 +191,23 @@ class Backbone(ABC):
     def vae(self) -> Any:
         """The VAE alone: to decode samples on a cache, whose text embeddings are there."""
         pipe = load_pipeline(self.source, self.dtype, transformer=None, **dict.fromkeys(self.text_parts))
-        return pipe.vae.eval().requires_grad_(False).to(self.device)
+        return self._place(pipe.vae)
 
     @cached_property
     def encoders(self) -> Any:
         """The pipeline with VAE, text encoder and tokenizer but without the transformer."""
         pipe = load_pipeline(self.source, self.dtype, transformer=None, vae=self.vae)
         for name in self.text_encoders:
-            getattr(pipe, name).eval().requires_grad_(False).to(self.device)
+            self._place(getattr(pipe, name))
         return pipe
+
+    def _place(self, network: Any) -> Any:
+        """Freeze an encoder and bring it to the device, or let it go there part by part."""
+        network.eval().requires_grad_(False)
+        if not self.offload:
+            return network.to(self.device)
+        offload_leaves(network, self.device)
+        return network
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
@@ -203,7 +220,10 @@ class Backbone(ABC):
         self.device = device
         for name in ("vae", "encoders"):
             if moved and name in self.__dict__:
-                getattr(self, name).to(device)
+                if self.offload:
+                    del self.__dict__[name]  # its hooks know the old device; loaded again on next use
+                else:
+                    getattr(self, name).to(device)
 
     def check_size(self, size: VideoSize) -> None:
         """Raise ValueError, naming the nearest size that works, for one that does not divide evenly."""

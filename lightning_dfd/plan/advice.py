@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from lightning_dfd.plan.estimate import Estimate, Setup, estimate
+from lightning_dfd.quantization import BYTES, Quantization
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,40 @@ def _adapters(setup: Setup) -> tuple[str, Setup] | None:
     return "set model.student.mode: lora", _with_student(setup, mode="lora")
 
 
+def _offload(setup: Setup) -> tuple[str, Setup] | None:
+    module = setup.module
+    if module.backbone.offload or module.student.mode == "lora" or module.gan.weight:
+        return None
+    changed = replace(setup, module=copy.deepcopy(module))
+    changed.module.backbone.offload = True
+    return "set model.offload: true", changed
+
+
+def _quantized(backend: Any, kind: Any) -> Lever:
+    def lever(setup: Setup) -> tuple[str, Setup] | None:
+        now = setup.module.backbone.quantization
+        if setup.module.student.mode == "full" or (now is not None and BYTES[now.kind] <= BYTES[kind]):
+            return None
+        changed = replace(setup, module=copy.deepcopy(setup.module))
+        changed.module.backbone.quantization = Quantization(backend, kind)
+        return f"set model.quantization: {{backend: {backend}, kind: {kind}}}", changed
+
+    return lever
+
+
 def _with_student(setup: Setup, **changes: object) -> Setup:
     changed = replace(setup, module=copy.deepcopy(setup.module))
     changed.module.student = replace(changed.module.student, **changes)  # type: ignore[arg-type]
     return changed
 
 
-LEVERS: tuple[Lever, ...] = (_cache, _half, _checkpointing, _single, _adapters)
+LEVERS: tuple[Lever, ...] = (
+    _cache,
+    _half,
+    _checkpointing,
+    _single,
+    _offload,
+    _adapters,
+    _quantized("torchao", "int8"),
+    _quantized("bitsandbytes", "nf4"),
+)

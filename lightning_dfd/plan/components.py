@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import nn
 
 from lightning_dfd.backbones import Backbone
 from lightning_dfd.backbones.base import read_config
+from lightning_dfd.quantization import BYTES, Quantization
 
 
 def blank_network(config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
@@ -46,6 +46,24 @@ def blank_text_encoders(backbone: Backbone) -> dict[str, nn.Module] | None:
 def size_of(network: nn.Module) -> int:
     """Bytes of a network's parameters and buffers."""
     return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+
+
+def spared_by_quantization(network: nn.Module, quantization: Quantization) -> int:
+    """Bytes that a network's linear layers lose; those that stay float32 are not quantised either."""
+    kept = set(getattr(network, "_keep_in_fp32_modules", None) or ())
+    weights = [
+        module.weight
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and not kept & set(name.split("."))
+    ]
+    return sum(weight.nbytes - int(weight.numel() * BYTES[quantization.kind]) for weight in weights)
+
+
+def spared_by_offload(network: nn.Module) -> int:
+    """Bytes of the blocks that wait on the CPU: all but the one that computes and the one being fetched."""
+    lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
+    sizes = sorted(size_of(block) for blocks in lists for block in blocks)
+    return sum(sizes[:-2])
 
 
 def replace_tensors(network: nn.Module, make: Callable[[torch.Tensor], torch.Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -12,7 +12,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_dfd.backbones import Backbone
 from lightning_dfd.module import DistillationModule
-from lightning_dfd.plan.components import blank_network, blank_text_encoders, replace_tensors, size_of
+from lightning_dfd.plan.components import (
+    blank_network,
+    blank_text_encoders,
+    replace_tensors,
+    size_of,
+    spared_by_offload,
+    spared_by_quantization,
+)
 from lightning_dfd.plan.meter import Meter
 from lightning_dfd.plan.rehearsal import Turn, rehearse
 from lightning_dfd.types import Role, VideoSize
@@ -50,6 +57,7 @@ class Estimate:
         text: weights of the text encoders; None if their configs are not there.
         encoding: most bytes that the VAE holds while it encodes one batch, besides its weights.
         cached: whether VAE and text encoders are left out of training.
+        offload: whether they wait on the CPU.
         latents, embedding: on disk, of a clip and of a caption.
         student_share: of the iterations in which the student is updated.
     """
@@ -62,6 +70,7 @@ class Estimate:
     text: int | None
     encoding: int
     cached: bool
+    offload: bool
     latents: int
     embedding: int
     student_share: float
@@ -69,7 +78,7 @@ class Estimate:
     @property
     def encoders(self) -> int:
         """Weights that stay in memory only to encode while training."""
-        return 0 if self.cached else self.vae + (self.text or 0)
+        return 0 if self.cached or self.offload else self.vae + (self.text or 0)
 
     @property
     def resident(self) -> int:
@@ -79,7 +88,7 @@ class Estimate:
     @property
     def caching(self) -> int:
         """The peak of `lightning cache`."""
-        return self.vae + (self.text or 0) + self.encoding
+        return self.encoding + (0 if self.offload else self.vae + (self.text or 0))
 
     @cached_property
     def peaks(self) -> dict[str, int]:
@@ -98,7 +107,7 @@ class Estimate:
         terms = {"teacher": self.base}
         terms |= {f"{role} weights": size for role, size in self.weights.items()}
         terms |= {f"{role} optimizer states": size for role, size in self.states.items()}
-        terms |= {"VAE": self.vae, "text encoders": self.text or 0} if not self.cached else {}
+        terms |= {"VAE": self.vae, "text encoders": self.text or 0} if self.encoders else {}
         for role, turn in self.turns.items():
             if busiest == f"{role} update":
                 terms[f"{role} gradients"] = turn.gradients
@@ -122,23 +131,34 @@ def estimate(setup: Setup) -> Estimate:
     backbone = module.backbone
     backbone.check_size(setup.size)
     done = rehearse(module, setup.size, setup.batch_size, setup.precision, setup.device)
+    spared = _spared(module)
     text = blank_text_encoders(backbone)
     vae, encoding = encode(backbone, setup.size, 1 if setup.cached else setup.batch_size)
     half = backbone.dtype in (torch.bfloat16, torch.float16)  # what `lightning cache` stores
     conditioning = backbone.blank_conditioning(1).tensors.values()
     return Estimate(
-        base=done.base,
+        base=done.base - spared,
         weights=done.weights,
         states=done.states,
-        turns=done.turns,
+        turns={role: replace(turn, peak=turn.peak - spared) for role, turn in done.turns.items()},
         vae=vae,
         text=None if text is None else sum(map(size_of, text.values())),
         encoding=encoding,
         cached=setup.cached,
+        offload=backbone.offload,
         latents=torch.Size(backbone.latent_shape(setup.size)).numel() * (2 if half else 4),
         embedding=sum(tensor.nbytes for tensor in conditioning),
         student_share=1.0 / module.dmd.student_update_freq,
     )
+
+
+def _spared(module: DistillationModule) -> int:
+    """Bytes of the teacher that quantisation saves, or that wait on the CPU."""
+    backbone = module.backbone
+    network = blank_network(dict(backbone.transformer_config), backbone.dtype)
+    if backbone.quantization is not None:
+        return spared_by_quantization(network, backbone.quantization)
+    return spared_by_offload(network) if backbone.offload and module.student.mode == "full" else 0
 
 
 def encode(backbone: Backbone, size: VideoSize, batch_size: int) -> tuple[int, int]:

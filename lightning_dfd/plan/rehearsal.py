@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lightning_dfd.draws import Draws
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.plan.components import blank_network, replace_tensors, size_of
-from lightning_dfd.plan.rules import Rules
 from lightning_dfd.plan.meter import Meter
+from lightning_dfd.plan.rules import Rules
 from lightning_dfd.roles import TRAINED
 from lightning_dfd.settings import DataForcingSettings
 from lightning_dfd.types import Role, VideoSize
@@ -166,9 +166,8 @@ def _inside_networks(module: DistillationModule, *modes: AbstractContextManager[
             mode.__exit__(None, None, None)
 
     networks = {_network_of(module, role) for role in ("teacher", *module.network.held)}
-    blocks = [b for n in networks for blocks in n.children() if isinstance(blocks, nn.ModuleList) for b in blocks]
     handles = []
-    for part in (*networks, *blocks):
+    for part in (*networks, *module.network.blocks()):
         handles.append(part.register_forward_pre_hook(enter))
         handles.append(part.register_forward_hook(leave, always_call=True))
     try:

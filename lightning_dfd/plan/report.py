@@ -17,7 +17,7 @@ NAMES = {"fake": "fake score", "ema": "moving average"}
 def facts(setup: Setup) -> dict[str, Any]:
     """What was planned for, by name."""
     module = setup.module
-    student = module.student
+    student, quantization = module.student, module.backbone.quantization
     return {
         "teacher": module.backbone.source,
         "size": str(setup.size),
@@ -26,6 +26,8 @@ def facts(setup: Setup) -> dict[str, Any]:
         "student": student.mode + (f", rank {student.rank}" if student.mode == "lora" else ""),
         "gradient checkpointing": student.gradient_checkpointing,
         "teacher's precision": str(module.backbone.dtype).removeprefix("torch."),
+        "quantization": quantization and f"{quantization.kind} by {quantization.backend}",
+        "offload": module.backbone.offload,
         "trainer's precision": setup.precision,
         "latents": "from the cache" if setup.cached else "encoded while training",
     }
@@ -33,7 +35,7 @@ def facts(setup: Setup) -> dict[str, Any]:
 
 def as_text(setup: Setup, found: Estimate, limit: float | None, advice: Sequence[Advice]) -> str:
     """A table of GiB, the largest term, disk and work, and what to change if `limit` (bytes) is exceeded."""
-    lines = [f"{name:24} {value}" for name, value in facts(setup).items()]
+    lines = [f"{name:24} {value}" for name, value in facts(setup).items() if value]
     lines += ["", f"{'at the peak of training':44} {'GiB':>9}"]
     lines += [f"{_readable(name):44} {size / GIB:9.2f}" for name, size in found.terms.items() if size]
     lines += [f"{'total':44} {found.peak / GIB:9.2f}", ""]
