@@ -101,18 +101,19 @@ def _turn(
     batch_size: int,
     autocast: torch.dtype | None,
 ) -> Turn:
-    """As `DistillationModule.training_step` for one iteration; of many batches in it two are enough."""
+    """As `DistillationModule.training_step`, for the last batch of an iteration."""
     backbone = module.backbone
     real, cond = torch.randn(batch_size, *backbone.latent_shape(size)), backbone.blank_conditioning(batch_size)
     prompts = [""] * batch_size
+    if module.accumulate > 1:  # in all batches but the first the gradients are there from the start
+        for parameter in module.network.parameters_of(role):
+            parameter.grad = torch.zeros_like(parameter)
     meter.restart()
-    batches = min(module.accumulate, 2)
-    for _ in range(batches):
-        with torch.autocast("cpu", autocast) if autocast else nullcontext():
-            loss = module.student_loss(real, cond, prompts) if role == "student" else module.fake_loss(real, cond)
-        loss.backward()
-        del loss
-    flops = meter.flops * module.accumulate // batches
+    with torch.autocast("cpu", autocast) if autocast else nullcontext():
+        loss = module.student_loss(real, cond, prompts) if role == "student" else module.fake_loss(real, cond)
+    loss.backward()
+    del loss
+    flops = meter.flops * module.accumulate
     gradients = sum(_bytes(p.grad for p in group["params"] if p.grad is not None) for group in optimizer.param_groups)
     module.on_before_optimizer_step(optimizer)
     optimizer.step()
