@@ -4,6 +4,7 @@ from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.ltx import LTXBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
 from lightning_dfd.backbones.registry import BACKBONES, backbone_from_pretrained
+from lightning_dfd.backbones.skyreels import SkyReelsV2Backbone
 from lightning_dfd.backbones.wan import WanBackbone
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "HunyuanVideoBackbone",
     "LTXBackbone",
     "MochiBackbone",
+    "SkyReelsV2Backbone",
     "WanBackbone",
     "backbone_from_pretrained",
 ]
