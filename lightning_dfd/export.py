@@ -126,9 +126,7 @@ def call_arguments(backbone: Backbone, pipeline_class: type, size: VideoSize, st
     call = {
         "num_inference_steps": steps,
         **backbone.guidance_arguments(1.0),
-        "num_frames": size.frames,
-        "height": size.height,
-        "width": size.width,
+        **backbone.size_arguments(size),
     }
     parameter = inspect.signature(pipeline_class.__call__).parameters.get("max_sequence_length")
     if parameter is not None and parameter.default != backbone.max_sequence_length:

@@ -478,7 +478,7 @@ class DistillationModule(LightningModule):
         if self.negative is None:
             prompt = self.dmd.negative_prompt
             cached = None if self.datamodule is None else self.datamodule.negative_conditioning(prompt)
-            self.negative = cached or self.backbone.encode_prompts([prompt])
+            self.negative = cached or self.backbone.encode_negative([prompt])
         name, tensor = next(iter(like.tensors.items()))
         if self.negative[name].device != tensor.device:
             self.negative = self.negative.to(tensor.device)

@@ -140,6 +140,13 @@ def test_half_precision_exports(tiny: dict[str, Path], family: str, tmp_path: Pa
     assert "torch.bfloat16" in (tmp_path / "student" / "README.md").read_text(encoding="utf-8")
 
 
+def test_pipelines_with_another_vae_are_refused(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = backbone_from_pretrained(str(tiny["sanavideo"]))
+    monkeypatch.setattr(backbone, "vae_config", {"_class_name": "AutoencoderDC"})
+    with pytest.raises(ValueError, match="has a AutoencoderDC; of SANA-Video only pipelines with AutoencoderKLWan"):
+        backbone.check_size(SIZE)
+
+
 def test_a_wrong_export_fails_and_leaves_nothing(
     tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

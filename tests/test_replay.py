@@ -25,9 +25,7 @@ def test_teacher_sampler_equals_pipeline(backbone: Backbone, size: VideoSize, st
     theirs = pipe(
         PROMPTS,
         negative_prompt=["bad"] * 2,
-        num_frames=size.frames,
-        height=size.height,
-        width=size.width,
+        **backbone.size_arguments(size),
         num_inference_steps=steps,
         latents=backbone.pack(noise),
         max_sequence_length=TEXT_LENGTH,
@@ -35,13 +33,13 @@ def test_teacher_sampler_equals_pipeline(backbone: Backbone, size: VideoSize, st
         **backbone.guidance_arguments(4.0),
     ).frames
     transformer = backbone.load_transformer()
-    cond, negative = backbone.encode_prompts(PROMPTS), backbone.encode_prompts(["bad"]).expand(2)
+    cond, negative = backbone.encode_prompts(PROMPTS), backbone.encode_negative(["bad"]).expand(2)
 
     def denoise(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return guide(backbone.x0(transformer, x_t, t, negative), backbone.x0(transformer, x_t, t, cond), 4.0)
 
     ours = sample(denoise, backbone.schedule, noise, backbone.teacher_times(steps, shape))
-    assert (backbone.pack(ours) - theirs).abs().max() < 1e-4
+    assert (ours - backbone.unpack(theirs, shape)).abs().max() < 1e-4
     assert (ours - noise).abs().mean() > 0.1
 
 
@@ -50,9 +48,7 @@ def test_latents_decode_like_the_pipeline(backbone: Backbone, size: VideoSize) -
     pipe = DiffusionPipeline.from_pretrained(backbone.source)
     pipe.set_progress_bar_config(disable=True)
     arguments = {
-        "num_frames": size.frames,
-        "height": size.height,
-        "width": size.width,
+        **backbone.size_arguments(size),
         "num_inference_steps": 2,
         **backbone.guidance_arguments(1.0),
         "max_sequence_length": TEXT_LENGTH,

@@ -4,6 +4,7 @@ from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.ltx import LTXBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
 from lightning_dfd.backbones.registry import BACKBONES, backbone_from_pretrained
+from lightning_dfd.backbones.sana_video import SanaVideoBackbone
 from lightning_dfd.backbones.skyreels import SkyReelsV2Backbone
 from lightning_dfd.backbones.wan import WanBackbone
 
@@ -14,6 +15,7 @@ __all__ = [
     "HunyuanVideoBackbone",
     "LTXBackbone",
     "MochiBackbone",
+    "SanaVideoBackbone",
     "SkyReelsV2Backbone",
     "WanBackbone",
     "backbone_from_pretrained",

@@ -11,6 +11,7 @@ from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.ltx import LTXBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
+from lightning_dfd.backbones.sana_video import SanaVideoBackbone
 from lightning_dfd.backbones.skyreels import SkyReelsV2Backbone
 from lightning_dfd.backbones.wan import WanBackbone
 
@@ -19,6 +20,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     "HunyuanVideoPipeline": HunyuanVideoBackbone,
     "LTXPipeline": LTXBackbone,
     "MochiPipeline": MochiBackbone,
+    "SanaVideoPipeline": SanaVideoBackbone,
     "SkyReelsV2Pipeline": SkyReelsV2Backbone,
     "WanPipeline": WanBackbone,
 }

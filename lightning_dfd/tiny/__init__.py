@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from lightning_dfd.tiny import cogvideox, hunyuan, ltx, mochi, skyreels, wan
+from lightning_dfd.tiny import cogvideox, hunyuan, ltx, mochi, sana_video, skyreels, wan
 from lightning_dfd.tiny.parts import TEXT_LENGTH, Tiny
 
 TINY: dict[str, Tiny] = {
@@ -20,6 +20,7 @@ TINY: dict[str, Tiny] = {
     **hunyuan.TINY,
     **ltx.TINY,
     **mochi.TINY,
+    **sana_video.TINY,
     **skyreels.TINY,
     **wan.TINY,
 }

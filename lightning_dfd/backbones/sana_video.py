@@ -1,0 +1,66 @@
+"""SANA-Video text-to-video (2509.24695): flow matching with linear attention, on the latents of Wan's VAE."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_dfd.backbones.channels import PerChannel
+from lightning_dfd.backbones.flow import few_step_flow_scheduler
+from lightning_dfd.types import Conditioning, SampleKind, VideoSize
+
+VAE = "AutoencoderKLWan"
+
+
+class SanaVideoBackbone(PerChannel):
+    """Latents [B, C, f, h, w], each channel by its own mean and standard deviation."""
+
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")  # its feed-forward layers are convolutions
+
+    def text_length(self) -> int:
+        return 300  # the default of the pipeline's call, without its instruction
+
+    def compression(self) -> tuple[int, int]:
+        """Wan's. The pipeline takes two more kinds of VAE, whose latents are normalised in other ways.
+
+        Raises:
+            ValueError: the pipeline has another kind of VAE.
+        """
+        if (kind := self.vae_config["_class_name"]) != VAE:
+            raise ValueError(
+                f"{self.source} has a {kind}; of SANA-Video only pipelines with {VAE} are supported, as "
+                "Efficient-Large-Model/SANA-Video_2B_480p_diffusers has it: set model.teacher to such a one"
+            )
+        return int(self.vae_config.get("scale_factor_temporal", 4)), int(self.vae_config.get("scale_factor_spatial", 8))
+
+    def size_multiple(self) -> int:
+        return 32  # asked for by the pipeline's call, whatever its patches are
+
+    def size_arguments(self, size: VideoSize) -> dict[str, Any]:
+        """Without its binning, which would take another size than the student was trained at."""
+        return {"frames": size.frames, "height": size.height, "width": size.width, "use_resolution_binning": False}
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """With the instruction to the text encoder that the pipeline's call puts before prompts by itself."""
+        call = inspect.signature(type(self.encoders).__call__).parameters
+        return self._encode(prompts, complex_human_instruction=call["complex_human_instruction"].default)
+
+    def encode_negative(self, prompts: Sequence[str]) -> Conditioning:
+        """Negative prompts get no instruction."""
+        return self._encode(prompts)
+
+    def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
+        output: Tensor = transformer(
+            hidden_states=x_t.to(transformer.dtype),
+            timestep=timestep.float(),
+            encoder_hidden_states=cond["prompt_embeds"].to(transformer.dtype),
+            encoder_attention_mask=cond["prompt_attention_mask"],
+            return_dict=False,
+        )[0]
+        return output
+
+    def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
+        return few_step_flow_scheduler(steps, kind)
