@@ -1,6 +1,7 @@
 from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
+from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone
 from lightning_dfd.backbones.ltx import LTXBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
 from lightning_dfd.backbones.registry import BACKBONES, backbone_from_pretrained
@@ -13,6 +14,7 @@ __all__ = [
     "Backbone",
     "CogVideoXBackbone",
     "HunyuanVideoBackbone",
+    "Kandinsky5Backbone",
     "LTXBackbone",
     "MochiBackbone",
     "SanaVideoBackbone",

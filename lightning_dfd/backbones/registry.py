@@ -9,6 +9,7 @@ import torch
 from lightning_dfd.backbones.base import Backbone, pipeline_class_name
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
+from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone
 from lightning_dfd.backbones.ltx import LTXBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
 from lightning_dfd.backbones.sana_video import SanaVideoBackbone
@@ -18,6 +19,7 @@ from lightning_dfd.backbones.wan import WanBackbone
 BACKBONES: dict[str, type[Backbone]] = {
     "CogVideoXPipeline": CogVideoXBackbone,
     "HunyuanVideoPipeline": HunyuanVideoBackbone,
+    "Kandinsky5T2VPipeline": Kandinsky5Backbone,
     "LTXPipeline": LTXBackbone,
     "MochiPipeline": MochiBackbone,
     "SanaVideoPipeline": SanaVideoBackbone,

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 
-from lightning_dfd.tiny import cogvideox, hunyuan, ltx, mochi, sana_video, skyreels, wan
+from lightning_dfd.tiny import cogvideox, hunyuan, kandinsky, ltx, mochi, sana_video, skyreels, wan
 from lightning_dfd.tiny.parts import TEXT_LENGTH, Tiny
 
 TINY: dict[str, Tiny] = {
     **cogvideox.TINY,
     **hunyuan.TINY,
+    **kandinsky.TINY,
     **ltx.TINY,
     **mochi.TINY,
     **sana_video.TINY,
