@@ -31,9 +31,9 @@ def test_teacher_sampler_equals_pipeline(backbone: Backbone, size: VideoSize, st
         **backbone.guidance_arguments(4.0),
     }
     # one by one: no sample may depend on what else is in its batch, though some pipelines pad to the longest prompt
-    packed = [backbone.pack(noise[i : i + 1]) for i in range(len(PROMPTS))]
+    start = backbone.pipeline_latents(noise, backbone.encode_prompts(PROMPTS)).split(1)
     theirs = torch.cat(
-        [pipe(prompt, latents=one, **arguments).frames for prompt, one in zip(PROMPTS, packed, strict=True)]
+        [pipe(prompt, latents=one, **arguments).frames for prompt, one in zip(PROMPTS, start, strict=True)]
     )
     transformer = backbone.load_transformer()
     cond, negative = backbone.encode_prompts(PROMPTS), backbone.encode_negative(["bad"]).expand(2)

@@ -30,6 +30,7 @@ class Kandinsky5Backbone(Backbone):
         "feed_forward.out_layer",
     )
     text_parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    given_frames = 0  # frames of the latents that are an image's, free of noise
 
     def text_length(self) -> int:
         return 512  # the default of the pipeline's call, without its template
@@ -48,18 +49,18 @@ class Kandinsky5Backbone(Backbone):
     def denormalise(self, latents: Tensor) -> Tensor:
         return latents.permute(0, 4, 1, 2, 3) / self.vae_config["scaling_factor"]
 
-    def pack(self, latents: Tensor) -> Tensor:
-        """What the network sees, in memory of its own: the pipeline writes into what it is given."""
-        return self._with_condition(latents).clone()
+    def pipeline_latents(self, latents: Tensor, cond: Conditioning) -> Tensor:
+        """The network's input, in memory of its own: the pipeline writes into what it is given."""
+        return self.network_input(latents, cond).clone()
 
-    def unpack(self, packed: Tensor, shape: Sequence[int]) -> Tensor:
-        return packed[..., : shape[-1]]
-
-    def _with_condition(self, latents: Tensor) -> Tensor:
-        """Latents with the channels of a first frame and its mask, which are zero without an image."""
+    def network_input(self, x_t: Tensor, cond: Conditioning) -> Tensor:
+        """With as many channels more, which are always zero, and a mask of the frames that an image gives."""
+        x_t = super().network_input(x_t, cond)
         if not self.transformer_config["visual_cond"]:
-            return latents
-        return torch.cat([latents, torch.zeros_like(latents), torch.zeros_like(latents[..., :1])], dim=-1)
+            return x_t
+        mask = torch.zeros_like(x_t[..., :1])
+        mask[:, : self.given_frames] = 1.0
+        return torch.cat([x_t, torch.zeros_like(x_t), mask], dim=-1)
 
     def load_transformer(self) -> nn.Module:
         """As for other families.
@@ -99,7 +100,7 @@ class Kandinsky5Backbone(Backbone):
         dtype = transformer.dtype
         _, frames, height, width, _ = x_t.shape
         spatial = self.compression()[1]
-        visible = self._with_condition(x_t).to(dtype)
+        visible = self.network_input(x_t, cond).to(dtype)
         outputs = []
         for rows, length in _runs(cond["prompt_length"].tolist()):
             output: Tensor = transformer(

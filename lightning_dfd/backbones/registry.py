@@ -5,25 +5,31 @@ from __future__ import annotations
 import importlib
 
 import torch
+from diffusers import DiffusionPipeline
 
-from lightning_dfd.backbones.base import Backbone, pipeline_class_name
-from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
+from lightning_dfd.backbones.base import Backbone, read_config
+from lightning_dfd.backbones.cogvideox import CogVideoXBackbone, CogVideoXImageBackbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone
-from lightning_dfd.backbones.ltx import LTXBackbone
+from lightning_dfd.backbones.ltx import LTXBackbone, LTXImageBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
-from lightning_dfd.backbones.sana_video import SanaVideoBackbone
-from lightning_dfd.backbones.skyreels import SkyReelsV2Backbone
-from lightning_dfd.backbones.wan import WanBackbone
+from lightning_dfd.backbones.sana_video import SanaVideoBackbone, SanaVideoImageBackbone
+from lightning_dfd.backbones.skyreels import SkyReelsV2Backbone, SkyReelsV2ImageBackbone
+from lightning_dfd.backbones.wan import WanBackbone, WanImageBackbone
 
 BACKBONES: dict[str, type[Backbone]] = {
+    "CogVideoXImageToVideoPipeline": CogVideoXImageBackbone,
     "CogVideoXPipeline": CogVideoXBackbone,
     "HunyuanVideoPipeline": HunyuanVideoBackbone,
     "Kandinsky5T2VPipeline": Kandinsky5Backbone,
+    "LTXImageToVideoPipeline": LTXImageBackbone,
     "LTXPipeline": LTXBackbone,
     "MochiPipeline": MochiBackbone,
+    "SanaImageToVideoPipeline": SanaVideoImageBackbone,
     "SanaVideoPipeline": SanaVideoBackbone,
+    "SkyReelsV2ImageToVideoPipeline": SkyReelsV2ImageBackbone,
     "SkyReelsV2Pipeline": SkyReelsV2Backbone,
+    "WanImageToVideoPipeline": WanImageBackbone,
     "WanPipeline": WanBackbone,
 }
 
@@ -48,13 +54,14 @@ def backbone_from_pretrained(
     """
     if backbone is not None:
         return _import_backbone(backbone)(source, dtype, max_sequence_length)
-    name = pipeline_class_name(source)
+    config = read_config(DiffusionPipeline, source)
+    name = config["_class_name"]
     if name not in BACKBONES:
         raise ValueError(
             f"{source} is a {name}; backbones exist for {', '.join(sorted(BACKBONES))}. "
             "For another family subclass lightning_dfd.Backbone and name it in model.backbone (docs/new_backbone.md)."
         )
-    return BACKBONES[name](source, dtype, max_sequence_length)
+    return BACKBONES[name].variant(config)(source, dtype, max_sequence_length)
 
 
 def _import_backbone(path: str) -> type[Backbone]:

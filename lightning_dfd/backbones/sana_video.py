@@ -1,4 +1,4 @@
-"""SANA-Video text-to-video (2509.24695): flow matching with linear attention, on the latents of Wan's VAE."""
+"""SANA-Video, text- and image-to-video (2509.24695): flow matching, linear attention, the latents of Wan's VAE."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
+from lightning_dfd.backbones.images import GivenFirstFrame, refuse_renoise, token_times
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 VAE = "AutoencoderKLWan"
@@ -54,13 +55,33 @@ class SanaVideoBackbone(PerChannel):
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         output: Tensor = transformer(
-            hidden_states=x_t.to(transformer.dtype),
-            timestep=timestep.float(),
+            hidden_states=self.network_input(x_t, cond).to(transformer.dtype),
+            timestep=self.network_time(timestep.float(), x_t.shape[1:]),
             encoder_hidden_states=cond["prompt_embeds"].to(transformer.dtype),
             encoder_attention_mask=cond["prompt_attention_mask"],
             return_dict=False,
         )[0]
         return output
 
+    def network_time(self, timestep: Tensor, shape: Sequence[int]) -> Tensor:
+        """What the network is told of times [B], for latents of `shape`."""
+        return timestep
+
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
         return few_step_flow_scheduler(steps, kind)
+
+
+class SanaVideoImageBackbone(GivenFirstFrame, SanaVideoBackbone):
+    """Image-to-video by the same network: the image's tokens have a time of their own, 0."""
+
+    def network_time(self, timestep: Tensor, shape: Sequence[int]) -> Tensor:
+        """[B, 1, f, h, w], of patches."""
+        frames, height, width = (
+            side // patch for side, patch in zip(shape[1:], self.transformer_config["patch_size"], strict=True)
+        )
+        times = token_times(timestep, frames, height * width, given_frames=1)
+        return times.view(-1, 1, frames, height, width)
+
+    def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
+        refuse_renoise(kind)
+        return super().few_step_scheduler(steps, kind)

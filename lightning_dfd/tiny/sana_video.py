@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from diffusers import FlowMatchEulerDiscreteScheduler, SanaVideoPipeline, SanaVideoTransformer3DModel
+from typing import Any
+
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    SanaImageToVideoPipeline,
+    SanaVideoPipeline,
+    SanaVideoTransformer3DModel,
+)
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
 from lightning_dfd.noise import shifted_steps
@@ -11,10 +19,10 @@ from lightning_dfd.tiny.wan import wan_vae
 from lightning_dfd.types import VideoSize
 
 
-def sana_video() -> SanaVideoPipeline:
+def sana_video(pipeline: Any = SanaVideoPipeline) -> DiffusionPipeline:
     """SANA-Video with Wan's VAE, and Euler's scheduler at shift 8."""
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS]
-    return SanaVideoPipeline(
+    return pipeline(
         tokenizer=GemmaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]),
         text_encoder=Gemma2Model(
             Gemma2Config(
@@ -44,4 +52,8 @@ def sana_video() -> SanaVideoPipeline:
     )
 
 
-TINY = {"sanavideo": Tiny(sana_video, VideoSize(9, 32, 64), shifted_steps(4, 8.0))}
+SIZE, STEPS = VideoSize(9, 32, 64), shifted_steps(4, 8.0)
+TINY = {
+    "sanavideo": Tiny(sana_video, SIZE, STEPS),
+    "sanavideo_i2v": Tiny(lambda: sana_video(SanaImageToVideoPipeline), SIZE, STEPS, ("ode",)),
+}

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
-from transformers import UMT5Config, UMT5EncoderModel
+from diffusers import (
+    AutoencoderKLWan,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from lightning_dfd.tiny.parts import Tiny, text_encoder, text_tokenizer
 
-NETWORK: dict[str, Any] = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "in_channels": 4,
-    "out_channels": 4,
-    "text_dim": 32,
-    "freq_dim": 32,
-    "ffn_dim": 32,
-    "num_layers": 2,
-    "rope_max_seq_len": 32,
-}
+SIGHT = CLIPVisionConfig(
+    hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2, image_size=16, patch_size=8
+)
+# 4 channels of mask and 4 of the image beside the latents' 4, and CLIP's features
+IMAGE = MappingProxyType({"in_channels": 12, "image_dim": 32, "added_kv_proj_dim": 32})
+EXPANDED = MappingProxyType({"expand_timesteps": True})  # 2.2's 5B: a time for every token
 
 
 def wan_vae() -> AutoencoderKLWan:
@@ -35,20 +39,57 @@ def wan_vae() -> AutoencoderKLWan:
     )
 
 
-def wan_encoders() -> dict[str, Any]:
-    """Text encoder, tokenizer and VAE of Wan and of what was made from it."""
+def wan(
+    pipeline: Any = WanPipeline,
+    more: Mapping[str, Any] = MappingProxyType({}),
+    network: Any = WanTransformer3DModel,
+    shift: float = 5.0,
+    **transformer: Any,
+) -> DiffusionPipeline:
+    """Wan 2.1 text-to-video with Euler's scheduler at shift 5; or another pipeline of the kind, with `more` parts."""
     tokenizer = text_tokenizer()
-    encoder = text_encoder(UMT5Config, UMT5EncoderModel, len(tokenizer))
-    return {"tokenizer": tokenizer, "text_encoder": encoder, "vae": wan_vae()}
-
-
-def wan() -> WanPipeline:
-    """Wan 2.1 text-to-video with Euler's scheduler at shift 5."""
-    return WanPipeline(
-        **wan_encoders(),
-        transformer=WanTransformer3DModel(**NETWORK),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+    return pipeline(
+        **more,
+        tokenizer=tokenizer,
+        text_encoder=text_encoder(UMT5Config, UMT5EncoderModel, len(tokenizer)),
+        vae=wan_vae(),
+        transformer=wan_transformer(network, **transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
     )
 
 
-TINY = {"wan": Tiny(wan)}
+def wan_transformer(network: Any = WanTransformer3DModel, **config: Any) -> Any:
+    """A network of two layers; `config` adds to what it is told or replaces it."""
+    small = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_dim": 32,
+        "freq_dim": 32,
+        "ffn_dim": 32,
+        "num_layers": 2,
+        "rope_max_seq_len": 32,
+    }
+    return network(**(small | config))
+
+
+def sight(encoder: Any = CLIPVisionModel) -> dict[str, Any]:
+    """What CLIP's features of an image are made by."""
+    return {
+        "image_encoder": encoder(SIGHT).eval(),
+        "image_processor": CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+    }
+
+
+def wan_i2v() -> DiffusionPipeline:
+    """Wan 2.1 image-to-video."""
+    return wan(WanImageToVideoPipeline, sight(), **IMAGE)
+
+
+TINY = {
+    "wan": Tiny(wan),
+    "wan_i2v": Tiny(wan_i2v, text_length=512),  # its attention takes the first 512 tokens for text
+    "wan_ti2v": Tiny(lambda: wan(more=EXPANDED)),
+    "wan_ti2v_i2v": Tiny(lambda: wan(WanImageToVideoPipeline, EXPANDED)),
+}
