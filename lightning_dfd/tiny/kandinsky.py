@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusers import FlowMatchEulerDiscreteScheduler, Kandinsky5T2VPipeline, Kandinsky5Transformer3DModel
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    Kandinsky5T2VPipeline,
+    Kandinsky5Transformer3DModel,
+)
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from lightning_dfd.tiny.hunyuan import clip_encoder, hunyuan_vae
@@ -13,9 +18,9 @@ from lightning_dfd.tiny.parts import Tiny, template_tokenizer
 SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 
 
-def kandinsky() -> Kandinsky5T2VPipeline:
+def kandinsky(pipeline: Any = Kandinsky5T2VPipeline) -> DiffusionPipeline:
     """Kandinsky 5 Lite of five seconds: its two text encoders, channels for a first frame, and shift 5."""
-    pipe = Kandinsky5T2VPipeline(
+    pipe = pipeline(
         **dict.fromkeys(("tokenizer", "text_encoder")),
         **clip_encoder(),
         vae=hunyuan_vae(),
@@ -48,7 +53,7 @@ def kandinsky() -> Kandinsky5T2VPipeline:
     sight = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32}
     config = Qwen2_5_VLConfig(text_config=SMALL | text, vision_config=sight)
     pipe.register_modules(tokenizer=tokenizer, text_encoder=Qwen2_5_VLForConditionalGeneration(config).eval())
-    return pipe
+    return pipe  # type: ignore[no-any-return]
 
 
 TINY = {"kandinsky": Tiny(kandinsky)}
