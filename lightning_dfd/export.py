@@ -145,7 +145,8 @@ def _small(backbone: Backbone, size: VideoSize, device: torch.device) -> VideoSi
         return size
     temporal, spatial = backbone.compression()
     side = 8 * spatial
-    return VideoSize(min(size.frames, 2 * temporal + 1), min(size.height, side), min(size.width, side))
+    frames = max(2 * temporal + 1, backbone.least_frames)
+    return VideoSize(min(size.frames, frames), min(size.height, side), min(size.width, side))
 
 
 def _compare(

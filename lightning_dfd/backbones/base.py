@@ -38,6 +38,7 @@ class Backbone(ABC):
     lora_targets: ClassVar[tuple[str, ...]]  # names of the linear layers that LoRA adapts
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")  # the pipeline's components for prompts
     image_parts: ClassVar[tuple[str, ...]] = ()  # and for images, besides the VAE
+    least_frames: ClassVar[int] = 1  # of a video
     takes_image: ClassVar[bool] = False  # whether videos begin with a given image; then `encode_images` is there too
 
     def __init__(self, source: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None) -> None:
@@ -155,6 +156,10 @@ class Backbone(ABC):
         """Latents [B, ...] with what the image fixes in them put back; for most teachers it fixes nothing."""
         return latents
 
+    def finish(self, latents: Tensor) -> Tensor:
+        """Sampled latents [B, ...] as the pipeline's call returns and decodes them: mostly as they are."""
+        return latents
+
     def x0(self, transformer: Any, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The network's estimate of the clean latents, float32: x_t [B, ...] float32, t [B] in [0, 1]."""
         output = self.call(transformer, x_t, self.schedule.timestep(t), cond)
@@ -245,13 +250,14 @@ class Backbone(ABC):
         """Raise ValueError, naming the nearest size that works, for one that does not divide evenly."""
         temporal, multiple = self.compression()[0], self.size_multiple()
         nearest = VideoSize(
-            frames=round((size.frames - 1) / temporal) * temporal + 1,
+            frames=max(self.least_frames, round((size.frames - 1) / temporal) * temporal + 1),
             height=max(1, round(size.height / multiple)) * multiple,
             width=max(1, round(size.width / multiple)) * multiple,
         )
         if nearest != size:
+            least = f", at least {self.least_frames}," if self.least_frames > 1 else ""
             raise ValueError(
-                f"{size} does not fit {self.source}: frames must be {temporal}k + 1 and both sides multiples of "
+                f"{size} does not fit {self.source}: frames must be {temporal}k + 1{least} and both sides multiples of "
                 f"{multiple}; the nearest is {nearest} (data.frames, data.height, data.width)"
             )
 

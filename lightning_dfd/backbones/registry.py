@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from lightning_dfd.backbones.base import Backbone, read_config
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone, CogVideoXImageBackbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
-from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone
+from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone, Kandinsky5ImageBackbone
 from lightning_dfd.backbones.ltx import LTXBackbone, LTXImageBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
 from lightning_dfd.backbones.sana_video import SanaVideoBackbone, SanaVideoImageBackbone
@@ -21,6 +21,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     "CogVideoXImageToVideoPipeline": CogVideoXImageBackbone,
     "CogVideoXPipeline": CogVideoXBackbone,
     "HunyuanVideoPipeline": HunyuanVideoBackbone,
+    "Kandinsky5I2VPipeline": Kandinsky5ImageBackbone,
     "Kandinsky5T2VPipeline": Kandinsky5Backbone,
     "LTXImageToVideoPipeline": LTXImageBackbone,
     "LTXPipeline": LTXBackbone,
