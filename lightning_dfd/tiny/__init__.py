@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from lightning_dfd.tiny import cogvideox, hunyuan, ltx, mochi, wan
-from lightning_dfd.tiny.parts import TEXT_LENGTH, Tiny
+from lightning_dfd.tiny.parts import SIZE, STEPS, TEXT_LENGTH, Tiny
 
 TINY: dict[str, Tiny] = {
     **cogvideox.TINY,
@@ -40,4 +40,4 @@ def save_tiny(name: str, folder: str | Path, seed: int = 0) -> Path:
     return Path(folder)
 
 
-__all__ = ["TEXT_LENGTH", "TINY", "Tiny", "save_tiny"]
+__all__ = ["SIZE", "STEPS", "TEXT_LENGTH", "TINY", "Tiny", "save_tiny"]

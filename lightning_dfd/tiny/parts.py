@@ -26,6 +26,7 @@ class Tiny:
         steps: times of a student that its stock scheduler can sample at.
         kinds: of sampling for which it has one.
         text_length: tokens of a prompt.
+        refuses: checks of lightning_dfd.testing for which the family has no way, and says so by a ValueError.
     """
 
     build: Callable[[], Any]
@@ -33,6 +34,7 @@ class Tiny:
     steps: tuple[float, ...] = STEPS
     kinds: tuple[SampleKind, ...] = ("ode", "renoise")
     text_length: int = TEXT_LENGTH
+    refuses: tuple[str, ...] = ()
 
 
 def text_tokenizer(words: Iterable[str] = ()) -> T5Tokenizer:
