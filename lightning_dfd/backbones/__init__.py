@@ -1,9 +1,12 @@
 from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
+from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone
 from lightning_dfd.backbones.ltx import LTXBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
 from lightning_dfd.backbones.registry import BACKBONES, backbone_from_pretrained
+from lightning_dfd.backbones.sana_video import SanaVideoBackbone
+from lightning_dfd.backbones.skyreels import SkyReelsV2Backbone
 from lightning_dfd.backbones.wan import WanBackbone
 
 __all__ = [
@@ -11,8 +14,11 @@ __all__ = [
     "Backbone",
     "CogVideoXBackbone",
     "HunyuanVideoBackbone",
+    "Kandinsky5Backbone",
     "LTXBackbone",
     "MochiBackbone",
+    "SanaVideoBackbone",
+    "SkyReelsV2Backbone",
     "WanBackbone",
     "backbone_from_pretrained",
 ]

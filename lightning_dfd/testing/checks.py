@@ -125,7 +125,7 @@ def _replay(case: Case, steps: int, guidance: float) -> float:
     theirs = pipeline_output(case, steps, guidance, "latent").float()
     noise, transformer = _first_noise(case), backbone.load_transformer()
     cond = case.conditioning(_prompts(case))
-    negative = cond | backbone.encode_prompts(["bad"]).expand(len(noise))
+    negative = cond | backbone.encode_negative(["bad"]).expand(len(noise))
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         conditional = backbone.x0(transformer, x_t, t, cond)
@@ -150,7 +150,10 @@ def _first_noise(case: Case) -> Tensor:
 
 @torch.no_grad()
 def pipeline_output(case: Case, steps: int, guidance: float, output_type: str) -> Tensor:
-    """What the stock pipeline makes of `PROMPTS`, of one alone where it begins with an image."""
+    """What the stock pipeline makes of `PROMPTS`, of one alone where it begins with an image.
+
+    Prompt by prompt: no sample may depend on what else is in its batch, though some pipelines pad to the longest.
+    """
     backbone, texts = case.teacher, list(_prompts(case))
     pipe = DiffusionPipeline.from_pretrained(case.source)
     pipe.set_progress_bar_config(disable=True)
@@ -158,11 +161,14 @@ def pipeline_output(case: Case, steps: int, guidance: float, output_type: str) -
     if backbone.takes_image:
         call["image"] = Image.fromarray(to_frames(case.videos(1))[0, 0].numpy())
     if "negative_prompt" in inspect.signature(type(pipe).__call__).parameters:
-        call["negative_prompt"] = ["bad"] * len(texts)
-    start = backbone.pack(backbone.keep_given(_first_noise(case), case.conditioning(texts)))
+        call["negative_prompt"] = "bad"
+    start = backbone.pipeline_latents(_first_noise(case), case.conditioning(texts))
     with posterior_means():
-        frames: Tensor = pipe(prompt=texts, latents=start.clone(), output_type=output_type, **call).frames
-    return frames
+        frames = [
+            pipe(prompt=text, latents=one[None].clone(), output_type=output_type, **call).frames
+            for text, one in zip(texts, start, strict=True)
+        ]
+    return torch.cat(frames)
 
 
 # ---- roles ------------------------------------------------------------------------------------------------------

@@ -12,14 +12,17 @@ from pathlib import Path
 
 import torch
 
-from lightning_dfd.tiny import cogvideox, hunyuan, ltx, mochi, wan
+from lightning_dfd.tiny import cogvideox, hunyuan, kandinsky, ltx, mochi, sana_video, skyreels, wan
 from lightning_dfd.tiny.parts import SIZE, STEPS, TEXT_LENGTH, Tiny
 
 TINY: dict[str, Tiny] = {
     **cogvideox.TINY,
     **hunyuan.TINY,
+    **kandinsky.TINY,
     **ltx.TINY,
     **mochi.TINY,
+    **sana_video.TINY,
+    **skyreels.TINY,
     **wan.TINY,
 }
 

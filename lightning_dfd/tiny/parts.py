@@ -37,12 +37,22 @@ class Tiny:
     refuses: tuple[str, ...] = ()
 
 
-def text_tokenizer(words: Iterable[str] = ()) -> T5Tokenizer:
-    """A T5 tokenizer of `words`, with single letters for everything else."""
+def text_tokenizer(words: Iterable[str] = (), endings: Iterable[str] = ()) -> T5Tokenizer:
+    """A T5 tokenizer of `words` and of `endings` right after a word, with single letters for everything else."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -6.0)]
     pieces += [(f"▁{word}", -1.0) for word in sorted(set(words))]
+    pieces += [(ending, -1.0) for ending in endings]
     pieces += [(letter, -8.0) for letter in LETTERS]
     return T5Tokenizer(vocab=pieces, extra_ids=0)
+
+
+def template_tokenizer(template: str, spelt: set[str]) -> T5Tokenizer:
+    """A tokenizer of what stands around a template's {}, but for the words `spelt` letter by letter.
+
+    Pipelines cut off a fixed number of tokens before the prompt; by choice of `spelt` the template has as many.
+    """
+    before, after = template.split("{}")
+    return text_tokenizer(set(before.split()) - spelt, [after])
 
 
 def text_encoder(config_class: Any, model_class: Any, vocabulary: int) -> Any:
