@@ -195,7 +195,7 @@ def _stock_latents(pipe: Any, backbone: Backbone, size: VideoSize, noise: Tensor
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(SEED)  # flow pipelines pass no generator to their scheduler
         latents: Tensor = pipe(
-            PROMPT,
+            prompt=PROMPT,
             latents=noise.clone(),
             generator=torch.Generator(noise.device).manual_seed(SEED),
             output_type="latent",
@@ -250,7 +250,7 @@ import torch
 from diffusers.utils import export_to_video  # needs: pip install imageio imageio-ffmpeg
 
 {load}
-video = pipe("{PROMPT}"{arguments}).frames[0]
+video = pipe(prompt="{PROMPT}"{arguments}).frames[0]
 export_to_video(video, "video.mp4")
 ```
 

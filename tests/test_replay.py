@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
 from lightning_dfd.objectives import guide
 from lightning_dfd.sampler import sample
-from lightning_dfd.tiny import TEXT_LENGTH
+from lightning_dfd.tiny import TEXT_LENGTH, TINY
 from lightning_dfd.types import VideoSize
 
 PROMPTS = ["a cat", "two dogs run"]
@@ -23,7 +23,7 @@ def test_teacher_sampler_equals_pipeline(backbone: Backbone, size: VideoSize, st
     shape = backbone.latent_shape(size)
     noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     theirs = pipe(
-        PROMPTS,
+        prompt=PROMPTS,
         negative_prompt=["bad"] * 2,
         num_frames=size.frames,
         height=size.height,
@@ -46,7 +46,7 @@ def test_teacher_sampler_equals_pipeline(backbone: Backbone, size: VideoSize, st
 
 
 @torch.no_grad()
-def test_latents_decode_like_the_pipeline(backbone: Backbone, size: VideoSize) -> None:
+def test_latents_decode_like_the_pipeline(backbone: Backbone, family: str, size: VideoSize) -> None:
     pipe = DiffusionPipeline.from_pretrained(backbone.source)
     pipe.set_progress_bar_config(disable=True)
     arguments = {
@@ -58,13 +58,13 @@ def test_latents_decode_like_the_pipeline(backbone: Backbone, size: VideoSize) -
         "max_sequence_length": TEXT_LENGTH,
     }
     noise = torch.randn(1, *backbone.latent_shape(size), generator=torch.Generator().manual_seed(0))
-    latents = pipe("a cat", latents=backbone.pack(noise), output_type="latent", **arguments).frames
+    latents = pipe(prompt="a cat", latents=backbone.pack(noise), output_type="latent", **arguments).frames
     pixels = pipe(
-        "a cat", latents=backbone.pack(noise), output_type="pt", **arguments
+        prompt="a cat", latents=backbone.pack(noise), output_type="pt", **arguments
     ).frames  # [B, F, C, H, W] in [0, 1]
     ours = backbone.decode_latents(backbone.unpack(latents, noise.shape[1:]))
     assert ours.shape == (1, 3, size.frames, size.height, size.width)
-    torch.testing.assert_close((ours.transpose(1, 2) + 1) / 2, pixels, rtol=0, atol=1e-4)
+    torch.testing.assert_close((ours.transpose(1, 2) + 1) / 2, pixels, rtol=0, atol=TINY[family].pixel_error)
 
 
 def test_latent_layout_round_trip(backbone: Backbone, size: VideoSize) -> None:

@@ -1,5 +1,6 @@
 from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
+from lightning_dfd.backbones.cosmos import Cosmos25Backbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.ltx import LTXBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
@@ -10,6 +11,7 @@ __all__ = [
     "BACKBONES",
     "Backbone",
     "CogVideoXBackbone",
+    "Cosmos25Backbone",
     "HunyuanVideoBackbone",
     "LTXBackbone",
     "MochiBackbone",

@@ -8,6 +8,7 @@ import torch
 
 from lightning_dfd.backbones.base import Backbone, pipeline_class_name
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
+from lightning_dfd.backbones.cosmos import Cosmos25Backbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.ltx import LTXBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
@@ -15,6 +16,7 @@ from lightning_dfd.backbones.wan import WanBackbone
 
 BACKBONES: dict[str, type[Backbone]] = {
     "CogVideoXPipeline": CogVideoXBackbone,
+    "Cosmos2_5_PredictBasePipeline": Cosmos25Backbone,
     "HunyuanVideoPipeline": HunyuanVideoBackbone,
     "LTXPipeline": LTXBackbone,
     "MochiPipeline": MochiBackbone,

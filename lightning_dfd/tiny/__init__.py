@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
-from lightning_dfd.tiny import cogvideox, hunyuan, ltx, mochi, wan
+from lightning_dfd.tiny import cogvideox, cosmos, hunyuan, ltx, mochi, wan
 from lightning_dfd.tiny.parts import TEXT_LENGTH, Tiny
 
 TINY: dict[str, Tiny] = {
     **cogvideox.TINY,
+    **cosmos.TINY,
     **hunyuan.TINY,
     **ltx.TINY,
     **mochi.TINY,

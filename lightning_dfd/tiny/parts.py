@@ -25,12 +25,14 @@ class Tiny:
         size: of videos that fit it, with more than one place along every axis of the latents.
         steps: times of a student that its stock scheduler can sample at.
         kinds: of sampling for which it has one.
+        pixel_error: how far the pipeline's own frames, in [0, 1], may be from what its VAE decodes.
     """
 
     build: Callable[[], Any]
     size: VideoSize = SIZE
     steps: tuple[float, ...] = STEPS
     kinds: tuple[SampleKind, ...] = ("ode", "renoise")
+    pixel_error: float = 1e-4
 
 
 def text_tokenizer(words: Iterable[str] = ()) -> T5Tokenizer:
