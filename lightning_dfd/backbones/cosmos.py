@@ -17,7 +17,7 @@ from lightning_dfd.backbones.base import load_pipeline, teacher_not_found
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
 from lightning_dfd.noise import NoiseSchedule
-from lightning_dfd.types import Conditioning, SampleKind
+from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 
 class NotAsked:
@@ -39,7 +39,7 @@ class Cosmos25Backbone(PerChannel):
         halved = self.vae_config["temperal_downsample"]
         return 2 ** sum(halved), 2 ** len(halved)
 
-    def latent_shape(self, size: Any) -> tuple[int, ...]:
+    def latent_shape(self, size: VideoSize) -> tuple[int, ...]:
         channels, *rest = super().latent_shape(size)
         return channels - 1, *rest  # the network's last channel says which frames are given
 

@@ -37,8 +37,8 @@ def qwen(vocabulary: int) -> Qwen2_5_VLForConditionalGeneration:
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
-def cosmos() -> Cosmos2_5_PredictBasePipeline:
-    """Cosmos-Predict2.5 with Euler's scheduler, and a network without padding mask, which needs no torchvision.
+def cosmos(padding_mask: bool = False) -> Cosmos2_5_PredictBasePipeline:
+    """Cosmos-Predict2.5 with Euler's scheduler. The published networks have a padding mask, which needs torchvision.
 
     Like the published pipelines it is saved without a safety checker: diffusers makes one when it loads the pipeline.
     """
@@ -68,7 +68,7 @@ def cosmos() -> Cosmos2_5_PredictBasePipeline:
             adaln_lora_dim=4,
             max_size=(8, 16, 16),
             rope_scale=(1.0, 3.0, 3.0),
-            concat_padding_mask=False,
+            concat_padding_mask=padding_mask,
             extra_pos_embed_type=None,
             use_crossattn_projection=True,
             crossattn_proj_in_channels=2 * 16,
