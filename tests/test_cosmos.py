@@ -13,12 +13,12 @@ from diffusers.models.transformers import transformer_cosmos
 from diffusers.pipelines.cosmos import pipeline_cosmos2_5_predict as pipeline_module
 from torch import Tensor, nn
 
-from lightning_dfd.backbones import Backbone, backbone_from_pretrained, cosmos
+from lightning_dfd.backbones import Backbone, Cosmos25ImageBackbone, backbone_from_pretrained, cosmos
 from lightning_dfd.objectives import guide
 from lightning_dfd.sampler import sample
 from lightning_dfd.tiny import TEXT_LENGTH
 from lightning_dfd.tiny.cosmos import cosmos as tiny_cosmos
-from lightning_dfd.types import VideoSize
+from lightning_dfd.types import Conditioning, VideoSize
 
 SIZE = VideoSize(9, 32, 48)
 
@@ -28,8 +28,8 @@ def make(folder: Path) -> Backbone:
 
 
 @torch.no_grad()
-def replay_error(backbone: Backbone, steps: int) -> float:
-    """Largest difference of our guided sampling from the pipeline's."""
+def replay_error(backbone: Backbone, steps: int, image: Tensor | None = None) -> float:
+    """Largest difference of our guided sampling from the pipeline's; `image` [1, C, 1, H, W] is the first frame."""
     pipe = DiffusionPipeline.from_pretrained(backbone.source)
     noise = torch.randn(1, *backbone.latent_shape(SIZE), generator=torch.Generator().manual_seed(0))
     theirs = pipe(
@@ -42,10 +42,14 @@ def replay_error(backbone: Backbone, steps: int) -> float:
         latents=noise,
         max_sequence_length=TEXT_LENGTH,
         output_type="latent",
+        **({} if image is None else {"video": image, "num_latent_conditional_frames": 1}),
         **backbone.guidance_arguments(4.0),
     ).frames
     network = backbone.load_transformer()
     cond, negative = backbone.encode_prompts(["a cat"]), backbone.encode_prompts(["bad"])
+    if image is not None:
+        first = {"image_latents": backbone.encode_videos(image)}
+        cond, negative = (Conditioning({**given.tensors, **first}) for given in (cond, negative))
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         return guide(backbone.x0(network, x_t, t, negative), backbone.x0(network, x_t, t, cond), 4.0)
@@ -132,3 +136,12 @@ def test_training_asks_no_safety_checker_and_pipelines_keep_theirs(
     assert cond["prompt_embeds"].shape == (1, TEXT_LENGTH, 32)
     with pytest.raises(AttributeError):  # a pipeline that only encodes makes no video
         backbone.encoders(prompt="a cat", num_frames=SIZE.frames, height=SIZE.height, width=SIZE.width)
+
+
+def test_image_to_world_replays_its_pipeline(tiny: dict[str, Path]) -> None:
+    """The pipeline takes one frame as a video of one, by which it needs no torchvision, as for PIL images."""
+    backbone = Cosmos25ImageBackbone(str(tiny["cosmos"]), max_sequence_length=TEXT_LENGTH)
+    image = torch.rand(1, 3, 1, SIZE.height, SIZE.width, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    assert replay_error(backbone, 4, image) < 1e-4
+    with pytest.raises(ValueError, match=r"set model\.sampling\.kind: ode"):
+        backbone.few_step_scheduler([1.0, 0.5], "renoise")

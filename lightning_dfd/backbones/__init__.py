@@ -1,6 +1,6 @@
 from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
-from lightning_dfd.backbones.cosmos import Cosmos25Backbone
+from lightning_dfd.backbones.cosmos import Cosmos25Backbone, Cosmos25ImageBackbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.ltx import LTXBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
@@ -12,6 +12,7 @@ __all__ = [
     "Backbone",
     "CogVideoXBackbone",
     "Cosmos25Backbone",
+    "Cosmos25ImageBackbone",
     "HunyuanVideoBackbone",
     "LTXBackbone",
     "MochiBackbone",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
 from diffusers.utils import is_torchvision_available
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
 from lightning_dfd.noise import NoiseSchedule
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
+
+CLEAN = 1e-4  # what the network is told as the time of given frames: `conditional_frame_timestep` of the call
 
 
 class NotAsked:
@@ -61,17 +64,27 @@ class Cosmos25Backbone(PerChannel):
         return NoiseSchedule("flow", num_train_timesteps=1)  # the network is told t itself
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
-        batch, _, frames, height, width = x_t.shape
-        x_t = x_t.to(transformer.dtype)
+        batch, height, width = len(x_t), *x_t.shape[3:]
+        given = self.given_frames(x_t)
+        t = given * CLEAN + (1.0 - given) * timestep.float().view(batch, 1, 1, 1, 1)
+        x_t = self.put_image(x_t, cond).to(transformer.dtype)
         output: Tensor = transformer(
             hidden_states=x_t,
-            condition_mask=x_t.new_zeros(batch, 1, frames, height, width),
-            timestep=timestep.float().view(batch, 1, 1, 1, 1).expand(-1, -1, frames, -1, -1),
+            condition_mask=given.to(x_t).expand(-1, -1, -1, height, width),
+            timestep=t,
             encoder_hidden_states=cond["prompt_embeds"].to(transformer.dtype),
             padding_mask=x_t.new_zeros(1, 1, height, width),
             return_dict=False,
         )[0]
         return output
+
+    def given_frames(self, x_t: Tensor) -> Tensor:
+        """1 where a frame of latents is given, 0 where it is to be made: [B, 1, f, 1, 1], float32. None is given."""
+        return x_t.new_zeros(len(x_t), 1, x_t.shape[2], 1, 1, dtype=torch.float32)
+
+    def put_image(self, latents: Tensor, cond: Conditioning) -> Tensor:
+        """Latents [B, C, f, h, w] with the given frames in their places."""
+        return latents
 
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
         return few_step_flow_scheduler(steps, kind)
@@ -102,3 +115,29 @@ class Cosmos25Backbone(PerChannel):
         pipe = load_pipeline(self.source, self.dtype, transformer=None, vae=self.vae, safety_checker=NotAsked())
         pipe.text_encoder.eval().requires_grad_(False).to(self.device)
         return pipe
+
+
+class Cosmos25ImageBackbone(Cosmos25Backbone):
+    """Image-to-world: the first frame of latents is that of an image, `image_latents` [B, C, 1, h, w], and stays so.
+
+    The pipeline is the same as for text alone, so this has to be named: `model.backbone`.
+    """
+
+    def given_frames(self, x_t: Tensor) -> Tensor:
+        given = super().given_frames(x_t)
+        given[:, :, :1] = 1.0
+        return given
+
+    def put_image(self, latents: Tensor, cond: Conditioning) -> Tensor:
+        return torch.cat([cond["image_latents"].to(latents), latents[:, :, 1:]], dim=2)
+
+    def x0(self, transformer: Any, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        return self.put_image(super().x0(transformer, x_t, t, cond), cond)
+
+    def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
+        if kind == "renoise":
+            raise ValueError(
+                "the Cosmos pipeline moves the given frame by the noise that it drew first, so fresh noise would stay "
+                "in that frame; set model.sampling.kind: ode"
+            )
+        return super().few_step_scheduler(steps, kind)
