@@ -30,7 +30,10 @@ def make(folder: Path) -> Backbone:
 @torch.no_grad()
 def replay_error(backbone: Backbone, steps: int, image: Tensor | None = None) -> float:
     """Largest difference of our guided sampling from the pipeline's; `image` [1, C, 1, H, W] is the first frame."""
-    pipe = DiffusionPipeline.from_pretrained(backbone.source)
+    pipe, network = DiffusionPipeline.from_pretrained(backbone.source), backbone.load_transformer()
+    told: list[Tensor] = []  # of time: what is given has one that hardly shows in latents
+    for one in (pipe.transformer, network):
+        one.register_forward_pre_hook(lambda _, args, named: told.append(named["timestep"]), with_kwargs=True)
     noise = torch.randn(1, *backbone.latent_shape(SIZE), generator=torch.Generator().manual_seed(0))
     theirs = pipe(
         prompt="a cat",
@@ -45,7 +48,6 @@ def replay_error(backbone: Backbone, steps: int, image: Tensor | None = None) ->
         **({} if image is None else {"video": image, "num_latent_conditional_frames": 1}),
         **backbone.guidance_arguments(4.0),
     ).frames
-    network = backbone.load_transformer()
     cond, negative = backbone.encode_prompts(["a cat"]), backbone.encode_prompts(["bad"])
     if image is not None:
         first = {"image_latents": backbone.encode_videos(image)}
@@ -56,6 +58,7 @@ def replay_error(backbone: Backbone, steps: int, image: Tensor | None = None) ->
 
     ours = sample(denoise, backbone.schedule, noise, backbone.teacher_times(steps, noise.shape[1:]))
     assert (ours - noise).abs().mean() > 0.1
+    torch.testing.assert_close(told[: len(told) // 2], told[len(told) // 2 :])
     return float((ours - theirs).abs().max())
 
 
