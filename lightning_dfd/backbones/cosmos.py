@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from lightning_dfd.backbones.base import load_pipeline, teacher_not_found
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
+from lightning_dfd.backbones.images import GivenFirstFrame
 from lightning_dfd.noise import NoiseSchedule
-from lightning_dfd.types import Conditioning, SampleKind, VideoSize
+from lightning_dfd.types import Conditioning, SampleKind
 
 CLEAN = 1e-4  # what the network is told as the time of given frames: `conditional_frame_timestep` of the call
 
@@ -34,6 +35,7 @@ class Cosmos25Backbone(PerChannel):
     """Latents [B, C, f, h, w], each channel by its own mean and standard deviation."""
 
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    given_frames = 0  # frames of the latents that are an image's, free of noise
 
     def text_length(self) -> int:
         return 512  # the default of the pipeline's call
@@ -42,9 +44,8 @@ class Cosmos25Backbone(PerChannel):
         halved = self.vae_config["temperal_downsample"]
         return 2 ** sum(halved), 2 ** len(halved)
 
-    def latent_shape(self, size: VideoSize) -> tuple[int, ...]:
-        channels, *rest = super().latent_shape(size)
-        return channels - 1, *rest  # the network's last channel says which frames are given
+    def latent_channels(self) -> int:
+        return super().latent_channels() - 1  # the network's last channel says which frames are given
 
     def guidance_arguments(self, scale: float) -> dict[str, float]:
         """Cosmos counts from the conditional prediction, cond + g (cond - uncond): g = scale - 1.
@@ -65,9 +66,10 @@ class Cosmos25Backbone(PerChannel):
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         batch, height, width = len(x_t), *x_t.shape[3:]
-        given = self.given_frames(x_t)
+        given = x_t.new_zeros(batch, 1, x_t.shape[2], 1, 1, dtype=torch.float32)
+        given[:, :, : self.given_frames] = 1.0
         t = given * CLEAN + (1.0 - given) * timestep.float().view(batch, 1, 1, 1, 1)
-        x_t = self.put_image(x_t, cond).to(transformer.dtype)
+        x_t = self.network_input(x_t, cond).to(transformer.dtype)
         output: Tensor = transformer(
             hidden_states=x_t,
             condition_mask=given.to(x_t).expand(-1, -1, -1, height, width),
@@ -77,14 +79,6 @@ class Cosmos25Backbone(PerChannel):
             return_dict=False,
         )[0]
         return output
-
-    def given_frames(self, x_t: Tensor) -> Tensor:
-        """1 where a frame of latents is given, 0 where it is to be made: [B, 1, f, 1, 1], float32. None is given."""
-        return x_t.new_zeros(len(x_t), 1, x_t.shape[2], 1, 1, dtype=torch.float32)
-
-    def put_image(self, latents: Tensor, cond: Conditioning) -> Tensor:
-        """Latents [B, C, f, h, w] with the given frames in their places."""
-        return latents
 
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
         return few_step_flow_scheduler(steps, kind)
@@ -117,22 +111,14 @@ class Cosmos25Backbone(PerChannel):
         return pipe
 
 
-class Cosmos25ImageBackbone(Cosmos25Backbone):
-    """Image-to-world: the first frame of latents is that of an image, `image_latents` [B, C, 1, h, w], and stays so.
+class Cosmos25ImageBackbone(GivenFirstFrame, Cosmos25Backbone):
+    """Image-to-world, by the same pipeline and network; so a recipe has to name it (`model.backbone`)."""
 
-    The pipeline is the same as for text alone, so this has to be named: `model.backbone`.
-    """
+    given_frames = 1
 
-    def given_frames(self, x_t: Tensor) -> Tensor:
-        given = super().given_frames(x_t)
-        given[:, :, :1] = 1.0
-        return given
-
-    def put_image(self, latents: Tensor, cond: Conditioning) -> Tensor:
-        return torch.cat([cond["image_latents"].to(latents), latents[:, :, 1:]], dim=2)
-
-    def x0(self, transformer: Any, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        return self.put_image(super().x0(transformer, x_t, t, cond), cond)
+    def image_arguments(self, image: Any) -> dict[str, Any]:
+        """As a video of one frame, which comes to the same and needs no torchvision."""
+        return {"video": [image], "num_latent_conditional_frames": 1}
 
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
         if kind == "renoise":

@@ -80,4 +80,9 @@ def cosmos(padding_mask: bool = False) -> Cosmos2_5_PredictBasePipeline:
 
 
 CHECKED = 1e-4 + 1 / 255  # frames are cut to 8 bits for the safety checker
-TINY = {"cosmos": Tiny(cosmos, pixel_error=CHECKED)}
+TINY = {
+    "cosmos": Tiny(cosmos, pixel_error=CHECKED),
+    "cosmos_i2v": Tiny(
+        cosmos, kinds=("ode",), pixel_error=CHECKED, backbone="lightning_dfd.backbones.Cosmos25ImageBackbone"
+    ),
+}

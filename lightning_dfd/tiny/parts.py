@@ -25,14 +25,18 @@ class Tiny:
         size: of videos that fit it, with more than one place along every axis of the latents.
         steps: times of a student that its stock scheduler can sample at.
         kinds: of sampling for which it has one.
+        text_length: tokens of a prompt.
         pixel_error: how far the pipeline's own frames, in [0, 1], may be from what its VAE decodes.
+        backbone: import path of its Backbone, where the pipeline's class alone does not say.
     """
 
     build: Callable[[], Any]
     size: VideoSize = SIZE
     steps: tuple[float, ...] = STEPS
     kinds: tuple[SampleKind, ...] = ("ode", "renoise")
+    text_length: int = TEXT_LENGTH
     pixel_error: float = 1e-4
+    backbone: str | None = None
 
 
 def text_tokenizer(words: Iterable[str] = ()) -> T5Tokenizer:
