@@ -1,5 +1,6 @@
 from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
+from lightning_dfd.backbones.cosmos import Cosmos25Backbone, Cosmos25ImageBackbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone
 from lightning_dfd.backbones.ltx import LTXBackbone
@@ -13,6 +14,8 @@ __all__ = [
     "BACKBONES",
     "Backbone",
     "CogVideoXBackbone",
+    "Cosmos25Backbone",
+    "Cosmos25ImageBackbone",
     "HunyuanVideoBackbone",
     "Kandinsky5Backbone",
     "LTXBackbone",

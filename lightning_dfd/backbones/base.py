@@ -114,6 +114,10 @@ class Backbone(ABC):
         """How the pipeline's call is told what size of video to make."""
         return {"num_frames": size.frames, "height": size.height, "width": size.width}
 
+    def image_arguments(self, image: Any) -> dict[str, Any]:
+        """How an image-to-video pipeline's call is given the image with which the video begins."""
+        return {"image": image}
+
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """The conditioning of B prompts, as the pipeline's own call makes it.
 

@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 
 from lightning_dfd.backbones.base import Backbone, read_config
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone, CogVideoXImageBackbone
+from lightning_dfd.backbones.cosmos import Cosmos25Backbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone
 from lightning_dfd.backbones.ltx import LTXBackbone, LTXImageBackbone
@@ -20,6 +21,7 @@ from lightning_dfd.backbones.wan import WanBackbone, WanImageBackbone
 BACKBONES: dict[str, type[Backbone]] = {
     "CogVideoXImageToVideoPipeline": CogVideoXImageBackbone,
     "CogVideoXPipeline": CogVideoXBackbone,
+    "Cosmos2_5_PredictBasePipeline": Cosmos25Backbone,
     "HunyuanVideoPipeline": HunyuanVideoBackbone,
     "Kandinsky5T2VPipeline": Kandinsky5Backbone,
     "LTXImageToVideoPipeline": LTXImageBackbone,
