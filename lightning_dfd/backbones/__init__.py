@@ -1,4 +1,5 @@
 from lightning_dfd.backbones.base import Backbone
+from lightning_dfd.backbones.captured import CapturedBackbone
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.ltx import LTXBackbone
@@ -9,6 +10,7 @@ from lightning_dfd.backbones.wan import WanBackbone
 __all__ = [
     "BACKBONES",
     "Backbone",
+    "CapturedBackbone",
     "CogVideoXBackbone",
     "HunyuanVideoBackbone",
     "LTXBackbone",

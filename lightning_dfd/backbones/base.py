@@ -36,7 +36,7 @@ class Backbone(ABC):
     """
 
     lora_targets: ClassVar[tuple[str, ...]]  # names of the linear layers that LoRA adapts
-    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")  # the pipeline's components for prompts
+    text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")  # the pipeline's components for prompts
 
     def __init__(self, source: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None) -> None:
         self.source = str(source)
@@ -78,6 +78,11 @@ class Backbone(ABC):
         temporal, spatial = self.compression()
         frames = (size.frames - 1) // temporal + 1
         return self.transformer_config["in_channels"], frames, size.height // spatial, size.width // spatial
+
+    def side_multiple(self) -> int:
+        """Height and width have to be multiples of this: one patch of the network's."""
+        patch = self.transformer_config["patch_size"]
+        return self.compression()[1] * int(patch if isinstance(patch, int) else patch[-1])
 
     def pack(self, latents: Tensor) -> Tensor:
         """From our latents [B, ...] to the layout that the pipeline takes and returns. Only moves numbers."""
@@ -186,9 +191,7 @@ class Backbone(ABC):
 
     def check_size(self, size: VideoSize) -> None:
         """Raise ValueError, naming the nearest size that works, for one that does not divide evenly."""
-        temporal, spatial = self.compression()
-        patch = self.transformer_config["patch_size"]
-        multiple = spatial * (patch if isinstance(patch, int) else patch[-1])
+        temporal, multiple = self.compression()[0], self.side_multiple()
         nearest = VideoSize(
             frames=round((size.frames - 1) / temporal) * temporal + 1,
             height=max(1, round(size.height / multiple)) * multiple,

@@ -7,6 +7,7 @@ import importlib
 import torch
 
 from lightning_dfd.backbones.base import Backbone, pipeline_class_name
+from lightning_dfd.backbones.captured import CapturedBackbone
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.ltx import LTXBackbone
@@ -34,19 +35,23 @@ def backbone_from_pretrained(
         source: hub id or folder of the pipeline.
         dtype: precision of the frozen weights.
         max_sequence_length: text tokens per prompt; None for the pipeline's own default.
-        backbone: import path of a `Backbone` subclass; None to choose by the pipeline's class.
+        backbone: import path of a `Backbone` subclass, or `captured` for one that learns its pipeline's calls by
+            watching it; None to choose by the pipeline's class.
 
     Raises:
         FileNotFoundError: there is no pipeline at `source`.
         ValueError: the pipeline's class is not known, or `backbone` is not a Backbone.
     """
+    if backbone == "captured":
+        return CapturedBackbone(source, dtype, max_sequence_length)
     if backbone is not None:
         return _import_backbone(backbone)(source, dtype, max_sequence_length)
     name = pipeline_class_name(source)
     if name not in BACKBONES:
         raise ValueError(
             f"{source} is a {name}; backbones exist for {', '.join(sorted(BACKBONES))}. "
-            "For another family subclass lightning_dfd.Backbone and name it in model.backbone (docs/new_backbone.md)."
+            "For another family set model.backbone: captured, which learns the calls of many pipelines by watching "
+            "them or refuses, or subclass lightning_dfd.Backbone and name it in model.backbone (docs/new_backbone.md)."
         )
     return BACKBONES[name](source, dtype, max_sequence_length)
 
