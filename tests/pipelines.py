@@ -52,13 +52,15 @@ def wan_parts(**others: Any) -> dict[str, Any]:
     return {**parts, **others}
 
 
+def unipc() -> UniPCMultistepScheduler:
+    """The solver of second order that Wan's published pipelines have."""
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
+
+
 def vace() -> WanVACEPipeline:
     """Wan with control latents, which are blank without a video, and a solver of second order."""
-    transformer = WanVACETransformer3DModel(
-        **WAN, rope_max_seq_len=32, vace_layers=[0, 1], vace_in_channels=2 * 4 + 64
-    )
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
-    return WanVACEPipeline(**wan_parts(transformer=transformer, scheduler=scheduler))
+    transformer = WanVACETransformer3DModel(**WAN, rope_max_seq_len=32, vace_layers=[0, 1], vace_in_channels=2 * 4 + 64)
+    return WanVACEPipeline(**wan_parts(transformer=transformer, scheduler=unipc()))
 
 
 def motif() -> MotifVideoPipeline:
@@ -109,7 +111,7 @@ def anyflow_far() -> AnyFlowFARPipeline:
 def forcing() -> SkyReelsV2DiffusionForcingPipeline:
     """SkyReels-V2 with diffusion forcing: a scheduler for each frame."""
     transformer = SkyReelsV2Transformer3DModel(**WAN, rope_max_seq_len=32, inject_sample_info=True)
-    return SkyReelsV2DiffusionForcingPipeline(**wan_parts(transformer=transformer))
+    return SkyReelsV2DiffusionForcingPipeline(**wan_parts(transformer=transformer, scheduler=unipc()))
 
 
 def ltx_condition() -> LTXConditionPipeline:
@@ -121,7 +123,7 @@ CAPTURED: dict[str, Callable[[], Any]] = {"vace": vace, "motif": motif, "easyani
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "helios": (helios, "history"),
     "anyflow": (anyflow, "constant"),
-    "anyflow_far": (anyflow_far, "constant"),
+    "anyflow_far": (anyflow_far, "history"),
     "forcing": (forcing, "sample"),
     "ltx_condition": (ltx_condition, "output"),
 }

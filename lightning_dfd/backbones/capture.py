@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +47,9 @@ class _Enough(Exception):
 
 
 def record(pipe: Any, first_call_only: bool = False, **arguments: Any) -> Recording:
-    """Run `pipe(**arguments)` and note what it does. The global random generators are as before afterwards.
+    """Run `pipe(**arguments)` and note what it does, whatever modes of torch are on.
+
+    The global random generators are as before afterwards.
 
     Args:
         first_call_only: break the run off before the network's first call, which is noted and does not happen.
@@ -67,7 +70,7 @@ def record(pipe: Any, first_call_only: bool = False, **arguments: Any) -> Record
     pipe.scheduler = _noting(scheduler, recording)
     pipe.set_progress_bar_config(disable=True)
     try:
-        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        with _undisturbed():
             recording.result = pipe(**arguments, generator=torch.Generator().manual_seed(0), return_dict=False)[0]
     except _Enough:
         pass
@@ -76,6 +79,15 @@ def record(pipe: Any, first_call_only: bool = False, **arguments: Any) -> Record
         for hook in hooks:
             hook.remove()
     return recording
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Own random draws, no autocast, and tensors that may take part in training later."""
+    cuda = torch.cuda.is_available()
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if cuda else []), torch.inference_mode(False):
+        with torch.autocast("cuda" if cuda else "cpu", enabled=False):
+            yield
 
 
 def _by_name(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +101,7 @@ def _by_name(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mappin
 
 
 def _noting(scheduler: Any, recording: Recording) -> Any:
-    """A scheduler like `scheduler` that notes its calls; of a subclass, since pipelines ask for classes and signatures."""
+    """A scheduler like `scheduler` that notes its calls. Of a subclass: pipelines ask for classes and signatures."""
     kind = type(scheduler)
     step_signature, times_signature = (inspect.signature(f) for f in (kind.step, kind.set_timesteps))
 
@@ -107,20 +119,28 @@ def _noting(scheduler: Any, recording: Recording) -> Any:
         recording.steps.append(SchedulerStep(given["model_output"], timestep, given["sample"], copied(result)))
         return answer
 
-    noting: Any = type(f"Noting{kind.__name__}", (kind,), {"step": step, "set_timesteps": set_timesteps})
-    return noting.from_config(scheduler.config)
+    noting = type(f"Noting{kind.__name__}", (kind,), {"step": step, "set_timesteps": set_timesteps})
+    made = _made(noting, scheduler.config)
+    recording.handed.clear()  # some set times as they are made
+    return made
+
+
+def _made(kind: Any, config: Mapping[str, Any], **others: Any) -> Any:
+    """A scheduler of what it knows of a config, without diffusers' warnings of the rest."""
+    known = inspect.signature(kind.__init__).parameters
+    return kind(**({name: value for name, value in config.items() if name in known} | others))
 
 
 def first_order(scheduler: Any) -> Any:
     """A scheduler of the same times whose step is Euler's (flow) or DDIM's: what our sampler for teachers does."""
-    config = dict(scheduler.config)
+    config, kind = scheduler.config, type(scheduler)
     if config.get("prediction_type") == "flow_prediction":
         shift = config.get("flow_shift") or config.get("shift") or 1.0
-        return FlowMatchEulerDiscreteScheduler.from_config(config, shift=shift)
+        return _made(FlowMatchEulerDiscreteScheduler, config, shift=shift)
     if "beta_schedule" not in config:
         return scheduler
-    kind: Any = CogVideoXDDIMScheduler if type(scheduler).__name__.startswith("CogVideoX") else DDIMScheduler
-    return kind.from_config(config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False)
+    ddim = CogVideoXDDIMScheduler if kind.__name__.startswith("CogVideoX") else DDIMScheduler
+    return _made(ddim, config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False)
 
 
 def stand_in(source: str, name: str, dtype: torch.dtype) -> nn.Module:

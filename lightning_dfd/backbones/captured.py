@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import diffusers
@@ -26,12 +26,11 @@ from lightning_dfd.backbones.learned import (
     Facts,
     Failed,
     Latents,
-    check_loop,
     find_layout,
+    find_prompt,
     find_scaling,
     learn_inputs,
     raw_shape,
-    split,
 )
 from lightning_dfd.objectives import guide
 from lightning_dfd.sampler import sample, teacher_times
@@ -63,7 +62,7 @@ class CapturedBackbone(Backbone):
             seen = f"the components are {', '.join(self.parts)}; needed are transformer, vae and scheduler"
             raise CaptureRefused(self.pipeline, "call", seen)
         self.text_parts = tuple(name for name in self.parts if name.startswith(("text_", "tokenizer")))
-        self._seen: dict[tuple[str, VideoSize, int], Recording] = {}
+        self._seen: dict[tuple[VideoSize, int], Recording] = {}
         super().__init__(source, dtype, max_sequence_length)
 
     # ---- what the pipeline was seen to do -----------------------------------------------------------------
@@ -89,7 +88,6 @@ class CapturedBackbone(Backbone):
             self.device = torch.device("cuda", torch.cuda.current_device())
         for name in ("transformer", "vae", *self._text_encoders):
             getattr(pipe, name).eval().requires_grad_(False).to(self.device)
-        pipe.scheduler = first_order(pipe.scheduler)
         self.encoders, self.vae = pipe, pipe.vae
         try:
             yield pipe
@@ -100,17 +98,22 @@ class CapturedBackbone(Backbone):
                 self.__dict__.pop(name, None)
 
     def _learn_and_prove(self, pipe: Any) -> Facts:
+        own = pipe.scheduler
+        pipe.scheduler = first_order(own)
         size, temporal, spatial, multiple, raw = self._smallest(pipe)
-        run = self._whole_run(pipe, size, output_type="pt")
-        others = [self._first_call(prompt, size) for prompt in OTHERS]
+        try:
+            run = self._whole_run(pipe, size, output_type="pt")
+        except Failed:  # some take no scheduler but their own
+            pipe.scheduler = own
+            run = self._whole_run(pipe, size, output_type="pt")
+        inputs = learn_inputs(run, STEPS)
         longer = VideoSize(4 * temporal + 1, size.width, size.height)
-        inputs = learn_inputs(run, [*others, self._first_call(PROMPT, longer)])
-        check_loop(run, STEPS)
+        others = [(prompt, size) for prompt in OTHERS] + [(PROMPT, longer)]
+        inputs = find_prompt(inputs, [run.calls[0], *(self._first_call(*other).calls[0] for other in others)])
         order, channels = find_layout(run.steps[0].sample, raw, temporal, spatial, size)
         unit = torch.ones(channels)
         latents = Latents(order, channels, temporal, spatial, multiple, 0 * unit, unit)
-        own = {"sigmas", "timesteps"} & _own(run).keys()
-        self.facts = Facts(inputs, latents, bool(own))  # the proof calls our methods, which go by it
+        self.facts = Facts(inputs, latents)  # the proof calls our methods, which go by it
         try:
             self._learn_scaling(run)
             self._prove(pipe, run, size)
@@ -119,7 +122,7 @@ class CapturedBackbone(Backbone):
             del self.facts
 
     def _smallest(self, pipe: Any) -> tuple[VideoSize, int, int, int, tuple[int, ...]]:
-        """A small size that the pipeline takes, the VAE's compression, the multiple of sides, and its latents' shape."""
+        """A small size that the pipeline takes, the VAE's compression, the multiple of sides, its latents' shape."""
         clip = torch.zeros(1, 3, MEASURED.frames, MEASURED.height, MEASURED.width)
         try:
             latents = pipe.vae.encode(clip.to(self.device, pipe.vae.dtype)).latent_dist.mode()
@@ -135,11 +138,11 @@ class CapturedBackbone(Backbone):
             size = VideoSize(temporal + 1, 2 * multiple, 3 * multiple)
             try:
                 self._first_call(PROMPT, size)
-            except Exception as error:
-                reason = error
+            except Failed as failure:
+                reason = failure
                 continue
             return size, temporal, spatial, multiple, raw
-        raise Failed("call", f"with a prompt and {size} it stops: {type(reason).__name__}: {reason}") from reason
+        raise reason
 
     # ---- the proof ----------------------------------------------------------------------------------------
 
@@ -166,38 +169,37 @@ class CapturedBackbone(Backbone):
             times = teacher_times(_config(pipe.scheduler), STEPS, **_own(run))
             schedule = self.schedule
         except (ValueError, KeyError) as error:
-            raise Failed("replay", f"no noise schedule is known for {type(pipe.scheduler).__name__}: {error}") from error
+            raise Failed(
+                "replay", f"no noise schedule is known for {type(pipe.scheduler).__name__}: {error}"
+            ) from error
 
         def denoise(x_t: Tensor, t: Tensor, scale: float = 1.0) -> Tensor:
             x0 = self.x0(pipe.transformer, x_t, t, cond)
             return x0 if scale == 1 else guide(self.x0(pipe.transformer, x_t, t, negative), x0, scale)
 
-        self._compare("replay", sample(denoise, schedule, noised[:1], times), run.steps[-1].result)
+        self._compare(
+            "replay", sample(denoise, schedule, noised[:1], times), run.steps[-1].result, "without guidance: "
+        )
         guided = self._whole_run(pipe, size, GUIDANCE, output_type="latent", negative_prompt=NEGATIVE)
         noise = guided.steps[0].sample.float()
         ours = sample(partial(denoise, scale=GUIDANCE), schedule, noise, times)
         if not isinstance(guided.result, Tensor) or guided.result.shape != ours.shape:
             seen = f"the pipeline returns latents {tuple(guided.result.shape)}, its steps are on {tuple(ours.shape)}"
             raise Failed("history", seen)
-        self._compare("replay", ours, guided.result)
+        self._compare("replay", ours, guided.result, f"with guidance {GUIDANCE:g}: ")
 
-    def _compare(self, check: str, ours: Tensor, theirs: Tensor) -> None:
+    def _compare(self, check: str, ours: Tensor, theirs: Tensor, where: str = "") -> None:
         if ours.shape != theirs.shape:
             raise Failed(check, f"ours are {tuple(ours.shape)}, the pipeline's {tuple(theirs.shape)}")
         ours, theirs = ours.float(), theirs.float()
         error = float((ours - theirs).square().mean().sqrt() / theirs.square().mean().sqrt())
         if not error <= TOLERANCE[self.dtype]:
-            raise Failed(check, f"relative difference {error:.1e}, allowed is {TOLERANCE[self.dtype]:.0e}")
+            raise Failed(check, f"{where}relative difference {error:.1e}, allowed is {TOLERANCE[self.dtype]:.0e}")
 
     # ---- runs of the pipeline -----------------------------------------------------------------------------
 
     def _whole_run(self, pipe: Any, size: VideoSize, scale: float = 1.0, **arguments: Any) -> Recording:
-        try:
-            return self._record(pipe, PROMPT, size, STEPS, scale, **arguments)
-        except Failed:
-            raise
-        except Exception as error:
-            raise Failed("call", f"with a prompt and {size} it stops: {type(error).__name__}: {error}") from error
+        return self._record(pipe, PROMPT, size, STEPS, scale, **arguments)
 
     def _first_call(self, prompt: str, size: VideoSize, steps: int = STEPS) -> Recording:
         """What the network is first told of a prompt at a size, without its weights."""
@@ -209,9 +211,7 @@ class CapturedBackbone(Backbone):
         finally:
             pipe.transformer = network
 
-    def _record(
-        self, pipe: Any, prompt: str, size: VideoSize, steps: int, scale: float, **arguments: Any
-    ) -> Recording:
+    def _record(self, pipe: Any, prompt: str, size: VideoSize, steps: int, scale: float, **arguments: Any) -> Recording:
         missing = [name for name in ARGUMENTS if name not in self._parameters]
         if missing:
             raise Failed("call", f"its call has no {' and no '.join(missing)}")
@@ -220,8 +220,11 @@ class CapturedBackbone(Backbone):
         if "max_sequence_length" in self._parameters:
             arguments["max_sequence_length"] = self.max_sequence_length
         if "guider" in self.parts:
-            pipe.guider = ClassifierFreeGuidance(guidance_scale=scale)
-        return record(pipe, **arguments)
+            pipe.guider = _guider(scale)
+        try:
+            return record(pipe, **arguments)
+        except Exception as error:
+            raise Failed("call", f"with a prompt and {size} it stops: {type(error).__name__}: {error}") from error
 
     def _at(self, size: VideoSize, steps: int = STEPS) -> Recording:
         """The first call at a size. Text encoders that are loaded for it alone are let go."""
@@ -262,7 +265,7 @@ class CapturedBackbone(Backbone):
 
     def latent_shape(self, size: VideoSize) -> tuple[int, ...]:
         inputs, shape = self.facts.inputs, self.facts.latents.shape(size)
-        seen = split(self._at(size).calls[0][inputs.sample], inputs.axis, inputs.extra)[0]
+        seen = inputs.split(self._at(size).calls[0][inputs.sample])[0]
         if seen.shape != shape:
             raise CaptureRefused(self.pipeline, "history", f"latents of {size} are {tuple(seen.shape)}, not {shape}")
         return shape[1:]
@@ -308,7 +311,7 @@ class CapturedBackbone(Backbone):
 
         seen = self._at(self.facts.latents.size(x_t.shape[1:])).calls[0]
         arguments = {name: mapped(value, for_all) for name, value in seen.items()}
-        rest = split(arguments[inputs.sample], inputs.axis, inputs.extra)[1]
+        rest = inputs.split(arguments[inputs.sample])[1]
         arguments[inputs.sample] = torch.cat([x_t, rest.to(x_t)], inputs.axis)
         arguments[inputs.timestep] = timestep.view(-1, *(1 for _ in inputs.timestep_shape)).expand(
             count, *inputs.timestep_shape
@@ -356,6 +359,11 @@ def _parts(source: str) -> dict[str, str]:
     """A pipeline's components that are there, name -> class."""
     index: dict[str, Any] = DiffusionPipeline.load_config(source)
     return {name: part[1] for name, part in index.items() if isinstance(part, (list, tuple)) and part[1] is not None}
+
+
+@cache
+def _guider(scale: float) -> ClassifierFreeGuidance:
+    return ClassifierFreeGuidance(guidance_scale=scale)
 
 
 def _own(run: Recording) -> dict[str, Any]:

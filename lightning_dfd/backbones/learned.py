@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,10 @@ CHECKS: dict[str, tuple[str, str]] = {
     "layout": ("latents are the VAE's, with at most their axes in another order", "latent_shape and normalise"),
     "decode": ("latents decode to the pipeline's pixels", "normalise, denormalise and decode"),
     "batch": ("the network gives a clip of a batch what it gives the clip alone", "call"),
-    "replay": ("our sampler gives the pipeline's latents, with and without guidance", "schedule, x0 and call"),
+    "replay": (
+        "our sampler gives the pipeline's latents, with and without guidance",
+        "schedule, x0, call or guidance_arguments",
+    ),
 }
 
 # The VAE's latents are [B, C, f, h, w]; how pipelines order these axes.
@@ -84,6 +87,11 @@ class Inputs:
     prompt: tuple[str, ...]
     dtypes: Mapping[str, torch.dtype]
 
+    def split(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The noised latents in the argument `sample`, and what comes after them."""
+        length = value.shape[self.axis] - self.extra
+        return value.narrow(self.axis, 0, length), value.narrow(self.axis, length, self.extra)
+
 
 @dataclass(frozen=True)
 class Latents:
@@ -116,11 +124,10 @@ class Latents:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that is known of a pipeline; `own_times` says whether it hands its scheduler times of its own."""
+    """All that is known of a pipeline."""
 
     inputs: Inputs
     latents: Latents
-    own_times: bool
 
 
 def raw_shape(channels: int, temporal: int, spatial: int, size: VideoSize) -> tuple[int, ...]:
@@ -132,28 +139,20 @@ def _ordered(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape[place] for place in order)
 
 
-def learn_inputs(run: Recording, others: Sequence[Recording]) -> Inputs:
-    """How the network is called, from one whole run without guidance.
-
-    Args:
-        run: all steps.
-        others: first calls with other prompts at the run's size, and last one with its prompt at another size.
-    """
+def learn_inputs(run: Recording, num_steps: int) -> Inputs:
+    """How the network is called, from one whole run without guidance; `prompt` is for `find_prompt` to tell."""
     if not run.calls or not run.steps:
         raise Failed("history", f"the run made {len(run.calls)} network calls and {len(run.steps)} scheduler steps")
+    first = run.calls[0]
     sample, axis = _find_sample(run)
-    extra = run.calls[0][sample].shape[axis] - run.steps[0].sample.shape[axis]
+    extra = first[sample].shape[axis] - run.steps[0].sample.shape[axis]
+    _check_loop(run, num_steps, sample, axis)
     _check_output(run)
     timestep = _find_timestep(run, sample)
-    _check_constants(run, sample, axis, extra, timestep)
-    first = run.calls[0]
     dtypes = {name: value.dtype for name, value in first.items() if isinstance(value, Tensor)}
-    told = [name for name in first if name not in (sample, timestep)]
-    rests = [split(call[sample], axis, extra)[1] for call in (first, *(other.calls[0] for other in others[:-1]))]
-    if not all(same(rests[0], rest) for rest in rests):
-        raise Failed("prompt", f"the channels of {sample} after the noised latents follow it")
-    prompt = _find_prompt(told, [first, *(other.calls[0] for other in others)])
-    return Inputs(sample, axis, extra, timestep, tuple(first[timestep].shape[1:]), prompt, dtypes)
+    inputs = Inputs(sample, axis, extra, timestep, tuple(first[timestep].shape[1:]), (), dtypes)
+    _check_constants(run, inputs)
+    return inputs
 
 
 def _find_sample(run: Recording) -> tuple[str, int]:
@@ -163,8 +162,6 @@ def _find_sample(run: Recording) -> tuple[str, int]:
         axis = _begins_with(value, run.steps[0].sample)
         if axis is not None:
             found[name] = axis
-    for call, step in zip(run.calls, run.steps, strict=False):
-        found = {name: axis for name, axis in found.items() if _begins_with(call[name], step.sample) == axis}
     if not found:
         shapes = {name: tuple(v.shape) for name, v in run.calls[0].items() if isinstance(v, Tensor)}
         raise Failed("sample", f"the scheduler is handed {tuple(run.steps[0].sample.shape)}, the network {shapes}")
@@ -181,8 +178,21 @@ def _begins_with(whole: Any, part: Tensor) -> int | None:
     return axis if fits and torch.equal(whole.narrow(axis, 0, length), part.to(whole.dtype)) else None
 
 
+def _check_loop(run: Recording, num_steps: int, sample: str, axis: int) -> None:
+    """One loop of `num_steps`, each from where the last one ended, all on what the network is given."""
+    counts = len(run.handed), len(run.calls), len(run.steps)
+    if counts != (1, num_steps, num_steps):
+        loops, calls, steps = counts
+        raise Failed("history", f"{num_steps} steps were {loops} loops, {calls} network calls, {steps} scheduler steps")
+    for i, (step, then) in enumerate(itertools.pairwise(run.steps), start=2):
+        if not same(step.result.float(), then.sample.float()):
+            raise Failed("history", f"step {i} does not begin where the one before ended")
+        if _begins_with(run.calls[i - 1][sample], then.sample) != axis:
+            raise Failed("sample", f"{sample} is the sample in the first step and another in step {i}")
+
+
 def _check_output(run: Recording) -> None:
-    for i, (output, step) in enumerate(zip(run.outputs, run.steps, strict=False)):
+    for i, (output, step) in enumerate(zip(run.outputs, run.steps, strict=True)):
         if _begins_with(output.float(), step.output.float()) is None:
             shapes = f"{tuple(output.shape)} and {tuple(step.output.shape)}"
             raise Failed("output", f"they differ in step {i + 1} (shapes {shapes})")
@@ -192,35 +202,37 @@ def _find_timestep(run: Recording, sample: str) -> str:
     for name, value in run.calls[0].items():
         if not isinstance(value, Tensor) or name == sample or value.ndim == 0 or len(value) != 1:
             continue
-        pairs = zip(run.calls, run.steps, strict=False)
+        pairs = zip(run.calls, run.steps, strict=True)
         if all(bool((call[name] == step.timestep.to(call[name].dtype)).all()) for call, step in pairs):
             return name
     times = [round(float(step.timestep.flatten()[0]), 3) for step in run.steps]
     raise Failed("timestep", f"none of {', '.join(run.calls[0])} is [B, ...] and all the scheduler's {times}")
 
 
-def _check_constants(run: Recording, sample: str, axis: int, extra: int, timestep: str) -> None:
-    first = run.calls[0]
+def _check_constants(run: Recording, inputs: Inputs) -> None:
+    first, sample = run.calls[0], inputs.sample
     for i, call in enumerate(run.calls[1:], start=2):
         for name in first.keys() | call.keys():
-            if name == timestep:
+            if name == inputs.timestep:
                 continue
             pair = [values.get(name) for values in (first, call)]
             if name == sample:
-                pair = [split(value, axis, extra)[1] for value in pair if value is not None]
+                pair = [inputs.split(value)[1] for value in pair if value is not None]
             if not same(*pair):
                 kind = "its channels after the noised latents" if name == sample else f"a {type(pair[0]).__name__}"
                 raise Failed("constant", f"{name} ({kind}) is another in step {i} than in the first")
 
 
-def split(value: Tensor, axis: int, extra: int) -> tuple[Tensor, Tensor]:
-    """The noised latents in the network's input, and what comes after them."""
-    length = value.shape[axis] - extra
-    return value.narrow(axis, 0, length), value.narrow(axis, length, extra)
+def find_prompt(inputs: Inputs, calls: Sequence[Mapping[str, Any]]) -> Inputs:
+    """Which inputs are a prompt's: the tensors [1, ...] that do not follow the clip's size.
 
-
-def _find_prompt(names: Sequence[str], calls: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The tensors [1, ...] that are a prompt's; `calls` are of several prompts, last the first one at another size."""
+    Args:
+        calls: of several prompts at one size, and last of the first one at another size.
+    """
+    rests = [inputs.split(call[inputs.sample])[1] for call in calls[:-1]]
+    if not all(same(rests[0], rest) for rest in rests):
+        raise Failed("prompt", f"what comes after the noised latents in {inputs.sample} follows it")
+    names = [name for name in calls[0] if name not in (inputs.sample, inputs.timestep)]
     prompt = []
     for name in names:
         values = [call.get(name) for call in calls]
@@ -234,7 +246,7 @@ def _find_prompt(names: Sequence[str], calls: Sequence[Mapping[str, Any]]) -> tu
             raise Failed("prompt", f"{name} is {_listed(shapes[:-1])} for several prompts")
     if not prompt:
         raise Failed("prompt", f"no tensor [1, ...] among {', '.join(names)} is one of the prompt alone")
-    return tuple(prompt)
+    return replace(inputs, prompt=tuple(prompt))
 
 
 def _shape(value: Any) -> Any:
@@ -243,17 +255,6 @@ def _shape(value: Any) -> Any:
 
 def _listed(values: Sequence[Any]) -> str:
     return ", ".join(dict.fromkeys(map(str, values)))
-
-
-def check_loop(run: Recording, num_steps: int) -> None:
-    """One loop of `num_steps`, each from where the last one ended, and nothing after it."""
-    counts = len(run.handed), len(run.calls), len(run.steps)
-    if counts != (1, num_steps, num_steps):
-        loops, calls, steps = counts
-        raise Failed("history", f"{num_steps} steps were {loops} loops, {calls} network calls, {steps} scheduler steps")
-    for i, (step, then) in enumerate(itertools.pairwise(run.steps), start=2):
-        if not same(step.result.float(), then.sample.float()):
-            raise Failed("history", f"step {i} does not begin where the one before ended")
 
 
 def find_layout(
