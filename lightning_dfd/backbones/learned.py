@@ -185,7 +185,7 @@ def _check_loop(run: Recording, num_steps: int, sample: str, axis: int) -> None:
         loops, calls, steps = counts
         raise Failed("history", f"{num_steps} steps were {loops} loops, {calls} network calls, {steps} scheduler steps")
     for i, (step, then) in enumerate(itertools.pairwise(run.steps), start=2):
-        if not same(step.result.float(), then.sample.float()):
+        if not same(step.result.to(then.sample.dtype), then.sample):
             raise Failed("history", f"step {i} does not begin where the one before ended")
         if _begins_with(run.calls[i - 1][sample], then.sample) != axis:
             raise Failed("sample", f"{sample} is the sample in the first step and another in step {i}")
