@@ -97,22 +97,6 @@ def test_export_equals_our_sampler_in_another_process(
     assert (theirs - teacher).square().mean().sqrt() > 0.02 * ours.std()  # twenty times what is allowed above
 
 
-@pytest.mark.parametrize("kind", ["ode", "renoise"])
-@pytest.mark.parametrize("mode", ["lora", "full"])
-def test_both_kinds_of_sampling_and_of_tuning(
-    tiny: dict[str, Path], family: str, tmp_path: Path, kind: Any, mode: Any
-) -> None:
-    module = make_student(tiny[family], family, kind, mode=mode, ema_decay=0.9)
-    assert module.best_student == "ema"
-    if kind not in TINY[family].kinds:
-        with pytest.raises(ValueError, match=r"set model\.sampling\.kind: ode"):
-            export_student(module, tmp_path / "student", SIZE, "pipeline", {})
-        return
-    report = export_student(module, tmp_path / "student", SIZE, "pipeline", {})
-    assert report.error < 1e-3
-    assert report.network_calls == 4
-
-
 def test_lora_file_keeps_its_alpha(tiny: dict[str, Path], family: str, tmp_path: Path) -> None:
     export_student(make_student(tiny[family], family), tmp_path / "student", SIZE, "lora", {})
     path = tmp_path / "student" / "pytorch_lora_weights.safetensors"
@@ -124,20 +108,6 @@ def test_lora_file_keeps_its_alpha(tiny: dict[str, Path], family: str, tmp_path:
     assert metadata["transformer.lora_alpha"] == 8
     assert metadata["transformer.r"] == 4
     assert all(re.fullmatch(r"transformer\..*\.lora_[AB]\.weight", name) for name in names)
-
-
-def test_half_precision_exports(tiny: dict[str, Path], family: str, tmp_path: Path) -> None:
-    module = DistillationModule(
-        str(tiny[family]),
-        dtype="bfloat16",
-        student=StudentSettings(rank=4),
-        sampling=SamplingSettings(list(TINY[family].steps)),
-        max_sequence_length=TEXT_LENGTH,
-    )
-    module.configure_model()
-    report = export_student(module, tmp_path / "student", SIZE, "pipeline", {})
-    assert report.tolerance == 5e-2
-    assert "torch.bfloat16" in (tmp_path / "student" / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_wrong_export_fails_and_leaves_nothing(

@@ -86,7 +86,7 @@ class CapturedBackbone(Backbone):
         pipe = load_pipeline(self.source, self.dtype)
         if torch.cuda.is_available():
             self.device = torch.device("cuda", torch.cuda.current_device())
-        for name in ("transformer", "vae", *self._text_encoders):
+        for name in ("transformer", "vae", *self._encoders):
             getattr(pipe, name).eval().requires_grad_(False).to(self.device)
         self.encoders, self.vae = pipe, pipe.vae
         try:
@@ -343,7 +343,7 @@ class CapturedBackbone(Backbone):
         """The pipeline with VAE and text encoders; its network, without weights, is there only while it runs."""
         pipe = load_pipeline(self.source, self.dtype, transformer=self._stand_in, vae=self.vae)
         pipe.transformer = None
-        for name in self._text_encoders:
+        for name in self._encoders:
             getattr(pipe, name).eval().requires_grad_(False).to(self.device)
         return pipe
 

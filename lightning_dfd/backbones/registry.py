@@ -5,20 +5,24 @@ from __future__ import annotations
 import importlib
 
 import torch
+from diffusers import DiffusionPipeline
 
-from lightning_dfd.backbones.base import Backbone, pipeline_class_name
+from lightning_dfd.backbones.base import Backbone, read_config
 from lightning_dfd.backbones.captured import CapturedBackbone
-from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
+from lightning_dfd.backbones.cogvideox import CogVideoXBackbone, CogVideoXImageBackbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
-from lightning_dfd.backbones.ltx import LTXBackbone
+from lightning_dfd.backbones.ltx import LTXBackbone, LTXImageBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
-from lightning_dfd.backbones.wan import WanBackbone
+from lightning_dfd.backbones.wan import WanBackbone, WanImageBackbone
 
 BACKBONES: dict[str, type[Backbone]] = {
+    "CogVideoXImageToVideoPipeline": CogVideoXImageBackbone,
     "CogVideoXPipeline": CogVideoXBackbone,
     "HunyuanVideoPipeline": HunyuanVideoBackbone,
+    "LTXImageToVideoPipeline": LTXImageBackbone,
     "LTXPipeline": LTXBackbone,
     "MochiPipeline": MochiBackbone,
+    "WanImageToVideoPipeline": WanImageBackbone,
     "WanPipeline": WanBackbone,
 }
 
@@ -46,14 +50,15 @@ def backbone_from_pretrained(
         return CapturedBackbone(source, dtype, max_sequence_length)
     if backbone is not None:
         return _import_backbone(backbone)(source, dtype, max_sequence_length)
-    name = pipeline_class_name(source)
+    config = read_config(DiffusionPipeline, source)
+    name = config["_class_name"]
     if name not in BACKBONES:
         raise ValueError(
             f"{source} is a {name}; backbones exist for {', '.join(sorted(BACKBONES))}. "
             "For another family set model.backbone: captured, which learns the calls of many pipelines by watching "
             "them or refuses, or subclass lightning_dfd.Backbone and name it in model.backbone (docs/new_backbone.md)."
         )
-    return BACKBONES[name](source, dtype, max_sequence_length)
+    return BACKBONES[name].variant(config)(source, dtype, max_sequence_length)
 
 
 def _import_backbone(path: str) -> type[Backbone]:

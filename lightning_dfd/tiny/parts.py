@@ -25,12 +25,14 @@ class Tiny:
         size: of videos that fit it, with more than one place along every axis of the latents.
         steps: times of a student that its stock scheduler can sample at.
         kinds: of sampling for which it has one.
+        text_length: tokens of a prompt.
     """
 
     build: Callable[[], Any]
     size: VideoSize = SIZE
     steps: tuple[float, ...] = STEPS
     kinds: tuple[SampleKind, ...] = ("ode", "renoise")
+    text_length: int = TEXT_LENGTH
 
 
 def text_tokenizer(words: Iterable[str] = ()) -> T5Tokenizer:
