@@ -1,4 +1,5 @@
 from lightning_dfd.backbones.base import Backbone
+from lightning_dfd.backbones.captured import CapturedBackbone
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
 from lightning_dfd.backbones.cosmos import Cosmos25Backbone, Cosmos25ImageBackbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
@@ -13,6 +14,7 @@ from lightning_dfd.backbones.wan import WanBackbone
 __all__ = [
     "BACKBONES",
     "Backbone",
+    "CapturedBackbone",
     "CogVideoXBackbone",
     "Cosmos25Backbone",
     "Cosmos25ImageBackbone",

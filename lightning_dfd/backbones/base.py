@@ -36,7 +36,7 @@ class Backbone(ABC):
     """
 
     lora_targets: ClassVar[tuple[str, ...]]  # names of the linear layers that LoRA adapts
-    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")  # the pipeline's components for prompts
+    text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")  # the pipeline's components for prompts
     image_parts: ClassVar[tuple[str, ...]] = ()  # and for images, besides the VAE
     takes_image: ClassVar[bool] = False  # whether videos begin with a given image; then `encode_images` is there too
 
@@ -89,6 +89,11 @@ class Backbone(ABC):
     def latent_channels(self) -> int:
         """Channels of the latents; of the network's input there may be more, for an image."""
         return int(self.transformer_config["in_channels"])
+
+    def side_multiple(self) -> int:
+        """Height and width have to be multiples of this: one patch of the network's."""
+        patch = self.transformer_config["patch_size"]
+        return self.compression()[1] * int(patch if isinstance(patch, int) else patch[-1])
 
     def pack(self, latents: Tensor) -> Tensor:
         """From our latents [B, ...] to the layout in which the pipeline's scheduler steps. Only moves numbers."""
@@ -240,14 +245,9 @@ class Backbone(ABC):
             if moved and name in self.__dict__:
                 getattr(self, name).to(device)
 
-    def size_multiple(self) -> int:
-        """What both sides of a video have to be multiples of, in pixels."""
-        patch = self.transformer_config["patch_size"]
-        return self.compression()[1] * int(patch if isinstance(patch, int) else patch[-1])
-
     def check_size(self, size: VideoSize) -> None:
         """Raise ValueError, naming the nearest size that works, for one that does not divide evenly."""
-        temporal, multiple = self.compression()[0], self.size_multiple()
+        temporal, multiple = self.compression()[0], self.side_multiple()
         nearest = VideoSize(
             frames=round((size.frames - 1) / temporal) * temporal + 1,
             height=max(1, round(size.height / multiple)) * multiple,
