@@ -131,9 +131,7 @@ def call_arguments(backbone: Backbone, pipeline_class: type, size: VideoSize, st
     call = {
         "num_inference_steps": steps,
         **backbone.guidance_arguments(1.0),
-        "num_frames": size.frames,
-        "height": size.height,
-        "width": size.width,
+        **backbone.size_arguments(size),
     }
     parameter = inspect.signature(pipeline_class.__call__).parameters.get("max_sequence_length")
     if parameter is not None and parameter.default != backbone.max_sequence_length:
@@ -161,7 +159,7 @@ def _compare(
     noise = noise.to(device, backbone.dtype)  # some pipelines take given latents only in their own precision
     image = example_image(size)
     cond = backbone.encode_prompts([PROMPT]) | backbone.encode_images(image.to(device), size.frames)
-    noise = backbone.keep_given(noise, cond)
+    start = backbone.pipeline_latents(noise, cond)
     fresh = torch.Generator(device).manual_seed(SEED)
 
     def draw(like: Tensor) -> Tensor:
@@ -173,7 +171,7 @@ def _compare(
     call = call_arguments(backbone, type(pipe), size, len(module.sampling.steps))
     if backbone.takes_image:
         call |= backbone.image_arguments(Image.fromarray(to_frames(image[:, :, None])[0, 0].numpy()))
-    theirs = _stock_latents(pipe, backbone.pack(noise), call).float().cpu()
+    theirs = _stock_latents(pipe, start, call).float().cpu()
     error = float((ours - theirs).square().mean().sqrt() / ours.square().mean().sqrt())
     tolerance = TOLERANCE[backbone.dtype]
     if not error <= tolerance:
