@@ -268,7 +268,7 @@ class DistillationModule(LightningModule):
         if is_unguided(scale):
             return self.x0("teacher", x_t, t, cond)
         negative = self.negative_conditioning(cond)
-        both = Conditioning.cat([negative.expand(len(x_t)), cond])
+        both = Conditioning.cat([self.backbone.unconditional(negative, cond), cond])
         uncond, conditional = self.x0("teacher", torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         return guide(uncond, conditional, scale)
 

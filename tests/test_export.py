@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lightning_dfd import DistillationModule
@@ -21,7 +22,7 @@ from lightning_dfd.backbones.mochi import own_times
 from lightning_dfd.export import call_arguments, export_student
 from lightning_dfd.noise import shift_time, shifted_steps
 from lightning_dfd.settings import SamplingSettings, StudentSettings
-from lightning_dfd.tiny import TEXT_LENGTH, TINY
+from lightning_dfd.tiny import TINY
 from lightning_dfd.types import SampleKind, VideoSize
 
 SIZE = VideoSize(9, 32, 32)
@@ -52,7 +53,7 @@ def make_student(folder: Path, family: str, kind: SampleKind = "ode", **student:
         str(folder),
         student=StudentSettings(**({"rank": 4, "alpha": 8} | student)),
         sampling=SamplingSettings(list(TINY[family].steps), kind),
-        max_sequence_length=TEXT_LENGTH,
+        max_sequence_length=TINY[family].text_length,
     )
     module.configure_model()
     generator = torch.Generator().manual_seed(0)
@@ -67,7 +68,7 @@ def latents_elsewhere(backbone: Backbone, folder: Path, code: str, noise: torch.
     file = str(folder.parent / "noise.safetensors")
     save_file({"noise": backbone.pack(noise).contiguous()}, file)
     call = call_arguments(backbone, getattr(diffusers, pipeline_class_name(backbone.source)), SIZE, 4)
-    script = ELSEWHERE.format(code=code, noise=file, call=call | {"max_sequence_length": TEXT_LENGTH})
+    script = ELSEWHERE.format(code=code, noise=file, call=call)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=folder.parent)
     assert done.returncode == 0, done.stderr
     return backbone.unpack(load_file(file + ".out")["latents"], noise.shape[1:])
@@ -114,16 +115,21 @@ def test_both_kinds_of_sampling_and_of_tuning(
 
 
 def test_lora_file_keeps_its_alpha(tiny: dict[str, Path], family: str, tmp_path: Path) -> None:
-    export_student(make_student(tiny[family], family), tmp_path / "student", SIZE, "lora", {})
-    path = tmp_path / "student" / "pytorch_lora_weights.safetensors"
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
-        names = list(file.keys())
-    assert metadata["transformer.lora_alpha"] == 8
-    assert metadata["transformer.r"] == 4
-    assert all(re.fullmatch(r"transformer\..*\.lora_[AB]\.weight", name) for name in names)
+    folder = tmp_path / "student"
+    module = make_student(tiny[family], family)
+    export_student(module, folder, SIZE, "lora", {})
+    if hasattr(getattr(diffusers, pipeline_class_name(module.backbone.source)), "load_lora_weights"):
+        path, prefix = folder / "pytorch_lora_weights.safetensors", "transformer."
+        with safe_open(path, "pt") as file:
+            config = json.loads(file.metadata()["lora_adapter_metadata"])
+    else:
+        path, prefix = folder / "adapter_model.safetensors", ""
+        config = json.loads((folder / "adapter_config.json").read_text())
+    assert config[f"{prefix}lora_alpha"] == 8
+    assert config[f"{prefix}r"] == 4
+    weights = load_file(path)
+    assert all(re.fullmatch(rf"{prefix}.*\.lora_[AB]\.weight", name) for name in weights)
+    assert len(weights) == len(module.network.parameters_of("student"))
 
 
 def test_half_precision_exports(tiny: dict[str, Path], family: str, tmp_path: Path) -> None:
@@ -132,7 +138,7 @@ def test_half_precision_exports(tiny: dict[str, Path], family: str, tmp_path: Pa
         dtype="bfloat16",
         student=StudentSettings(rank=4),
         sampling=SamplingSettings(list(TINY[family].steps)),
-        max_sequence_length=TEXT_LENGTH,
+        max_sequence_length=TINY[family].text_length,
     )
     module.configure_model()
     report = export_student(module, tmp_path / "student", SIZE, "pipeline", {})
@@ -161,11 +167,11 @@ def test_refusals(tiny: dict[str, Path], tmp_path: Path) -> None:
         export_student(module, tmp_path / "there", SIZE, "pipeline", {})
 
 
-@pytest.mark.parametrize("num", [1, 2, 4, 5, 8])
+@pytest.mark.parametrize("num", [1, 2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("kind", ["ode", "renoise"])
 def test_cogvideox_schedulers_run_at_the_students_times(tiny: dict[str, Path], num: int, kind: Any) -> None:
     backbone = backbone_from_pretrained(str(tiny["cogvideox"]))
-    rows = [round(1000 * (1 - i / num)) - 1 for i in range(num)]
+    rows = [1000 // num * (num - i) - 1 for i in range(num)]
     scheduler = backbone.few_step_scheduler([row / 1000 for row in rows], kind)
     scheduler.set_timesteps(num)
     assert scheduler.timesteps.tolist() == rows

@@ -6,16 +6,22 @@ import importlib
 
 import torch
 
+from lightning_dfd.backbones.allegro import AllegroBackbone
 from lightning_dfd.backbones.base import Backbone, pipeline_class_name
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
+from lightning_dfd.backbones.hunyuan15 import HunyuanVideo15Backbone
+from lightning_dfd.backbones.latte import LatteBackbone
 from lightning_dfd.backbones.ltx import LTXBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
 from lightning_dfd.backbones.wan import WanBackbone
 
 BACKBONES: dict[str, type[Backbone]] = {
+    "AllegroPipeline": AllegroBackbone,
     "CogVideoXPipeline": CogVideoXBackbone,
+    "HunyuanVideo15Pipeline": HunyuanVideo15Backbone,
     "HunyuanVideoPipeline": HunyuanVideoBackbone,
+    "LattePipeline": LatteBackbone,
     "LTXPipeline": LTXBackbone,
     "MochiPipeline": MochiBackbone,
     "WanPipeline": WanBackbone,

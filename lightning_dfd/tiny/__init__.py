@@ -12,12 +12,15 @@ from pathlib import Path
 
 import torch
 
-from lightning_dfd.tiny import cogvideox, hunyuan, ltx, mochi, wan
+from lightning_dfd.tiny import allegro, cogvideox, hunyuan, hunyuan15, latte, ltx, mochi, wan
 from lightning_dfd.tiny.parts import TEXT_LENGTH, Tiny
 
 TINY: dict[str, Tiny] = {
+    **allegro.TINY,
     **cogvideox.TINY,
     **hunyuan.TINY,
+    **hunyuan15.TINY,
+    **latte.TINY,
     **ltx.TINY,
     **mochi.TINY,
     **wan.TINY,

@@ -13,7 +13,8 @@ from lightning_dfd.types import SampleKind, VideoSize
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SIZE, STEPS = VideoSize(9, 32, 48), shifted_steps(4, 5.0)
-TEXT_LENGTH = 16  # tokens of a prompt that every tiny pipeline takes
+EVEN = (0.999, 0.749, 0.499, 0.249)  # of families with a table of noise levels
+TEXT_LENGTH = 16  # tokens of a prompt, where the pipeline leaves the choice
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,16 @@ class Tiny:
         size: of videos that fit it, with more than one place along every axis of the latents.
         steps: times of a student that its stock scheduler can sample at.
         kinds: of sampling for which it has one.
+        text_length: tokens of a prompt; None where its pipeline's call leaves no choice.
+        prompts_a_call: most prompts that its pipeline treats in one call as it treats each by itself.
     """
 
     build: Callable[[], Any]
     size: VideoSize = SIZE
     steps: tuple[float, ...] = STEPS
     kinds: tuple[SampleKind, ...] = ("ode", "renoise")
+    text_length: int | None = TEXT_LENGTH
+    prompts_a_call: int = 2
 
 
 def text_tokenizer(words: Iterable[str] = ()) -> T5Tokenizer:
