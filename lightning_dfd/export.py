@@ -12,21 +12,26 @@ import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from peft import LoraConfig, LoraModel, inject_adapter_in_model, set_peft_model_state_dict
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_dfd.backbones import Backbone
 from lightning_dfd.backbones.base import load_pipeline, pipeline_class_name
 from lightning_dfd.module import DistillationModule
+from lightning_dfd.pictures import to_frames
 from lightning_dfd.roles import LoraRoles
 from lightning_dfd.types import VideoSize
 
@@ -181,7 +186,9 @@ def _compare(
     backbone.to(device)
     noise = torch.randn(1, *backbone.latent_shape(size), generator=torch.Generator().manual_seed(SEED))
     noise = noise.to(device, backbone.dtype)  # some pipelines take given latents only in their own precision
-    cond = backbone.encode_prompts([PROMPT])
+    image = example_image(size)
+    cond = backbone.encode_prompts([PROMPT]) | backbone.encode_images(image.to(device), size.frames)
+    noise = backbone.keep_given(noise, cond)
     fresh = torch.Generator(device).manual_seed(SEED)
 
     def draw(like: Tensor) -> Tensor:
@@ -190,7 +197,9 @@ def _compare(
 
     ours = backbone.pack(module.sample_latents(module.best_student, cond, noise.float(), draw)).float().cpu()
     pipe = _reload(backbone, folder, format).to(device)
-    theirs = _stock_latents(pipe, backbone, size, backbone.pack(noise), len(module.sampling.steps)).float().cpu()
+    given = {"image": Image.fromarray(to_frames(image[:, :, None])[0, 0].numpy())} if backbone.takes_image else {}
+    call = call_arguments(backbone, type(pipe), size, len(module.sampling.steps)) | given
+    theirs = _stock_latents(pipe, backbone.pack(noise), call).float().cpu()
     error = float((ours - theirs).square().mean().sqrt() / ours.square().mean().sqrt())
     tolerance = TOLERANCE[backbone.dtype]
     if not error <= tolerance:
@@ -218,19 +227,37 @@ def _scheduler_class(folder: Path) -> Any:
 
 
 @torch.no_grad()
-def _stock_latents(pipe: Any, backbone: Backbone, size: VideoSize, noise: Tensor, steps: int) -> Tensor:
+def _stock_latents(pipe: Any, noise: Tensor, call: Mapping[str, Any]) -> Tensor:
     pipe.set_progress_bar_config(disable=True)
     devices = [noise.device] if noise.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), posterior_means():
         torch.manual_seed(SEED)  # flow pipelines pass no generator to their scheduler
         latents: Tensor = pipe(
-            PROMPT,
+            prompt=PROMPT,
             latents=noise.clone(),
             generator=torch.Generator(noise.device).manual_seed(SEED),
             output_type="latent",
-            **call_arguments(backbone, type(pipe), size, steps),
+            **call,
         ).frames
     return latents
+
+
+def example_image(size: VideoSize) -> Tensor:
+    """Colours that run across and down, [1, C, H, W] in [-1, 1], in 8 bits as in a file."""
+    across, down = torch.linspace(0, 255, size.width), torch.linspace(0, 255, size.height)
+    red = across.expand(size.height, -1)
+    planes = torch.stack([red, down[:, None].expand_as(red), red.flip(1)])
+    return planes[None].round() / 127.5 - 1.0
+
+
+@contextmanager
+def posterior_means() -> Iterator[None]:
+    """Within it, VAEs give the mean where they are asked for a sample.
+
+    Some stock pipelines draw an image's latents; our conditioning is the mean, and this is for comparing the two.
+    """
+    with mock.patch.object(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode()):
+        yield
 
 
 def _loading_code(module: DistillationModule, report: ExportReport) -> tuple[str, str]:
@@ -265,6 +292,9 @@ def model_card(module: DistillationModule, report: ExportReport, size: VideoSize
     call = call_arguments(backbone, pipeline, size, report.network_calls)
     arguments = "".join(f", {name}={value}" for name, value in call.items())
     imports, load = _loading_code(module, report)
+    if backbone.takes_image:
+        arguments = f', image=load_image("first_frame.png"){arguments}'
+    kind, loader = ("image", ", load_image") if backbone.takes_image else ("text", "")
     rows = {
         "Teacher": Path(backbone.source).name if Path(backbone.source).exists() else backbone.source,
         "Pipeline": pipeline.__name__,
@@ -281,7 +311,7 @@ def model_card(module: DistillationModule, report: ExportReport, size: VideoSize
     base_model = "" if Path(backbone.source).exists() else f"base_model: {backbone.source}\n"
     return f"""---
 library_name: diffusers
-pipeline_tag: text-to-video
+pipeline_tag: {kind}-to-video
 {base_model}tags: [few-step, distillation, lightning-dfd]
 ---
 
@@ -290,10 +320,10 @@ pipeline_tag: text-to-video
 ```python
 import torch
 {imports}
-from diffusers.utils import export_to_video  # needs: pip install imageio imageio-ffmpeg
+from diffusers.utils import export_to_video{loader}  # needs: pip install imageio imageio-ffmpeg
 
 {load}
-video = pipe("{PROMPT}"{arguments}).frames[0]
+video = pipe(prompt="{PROMPT}"{arguments}).frames[0]
 export_to_video(video, "video.mp4")
 ```
 

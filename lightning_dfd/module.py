@@ -440,6 +440,11 @@ class DistillationModule(LightningModule):
                     f"model.data_forcing.nearest_of is {settings.nearest_of}, which takes other clips' latents from a "
                     "cache, and there is none; run `lightning cache` and set data.cache, or set it to 1"
                 )
+            if settings.probability > 0 and settings.nearest_of > 1 and self.backbone.takes_image:
+                raise ValueError(
+                    f"model.data_forcing.nearest_of is {settings.nearest_of}, but clips of one caption begin with "
+                    "different images, and this teacher's videos begin with a given one; set it to 1"
+                )
             try:
                 self.backbone.few_step_scheduler(self.sampling.steps, self.sampling.kind)
             except ValueError as error:
@@ -471,7 +476,8 @@ class DistillationModule(LightningModule):
             return batch.latents.float(), batch.cond
         if batch.video is None:
             raise ValueError("a batch needs either video or both latents and cond")
-        return self.backbone.encode_videos(batch.video), self.backbone.encode_prompts(batch.prompts)
+        images = self.backbone.encode_images(batch.video[:, :, 0], batch.video.shape[2])
+        return self.backbone.encode_videos(batch.video), self.backbone.encode_prompts(batch.prompts) | images
 
     def negative_conditioning(self, like: Conditioning) -> Conditioning:
         """The negative prompt's conditioning, from the cache or encoded once, where `like` lives."""
@@ -479,9 +485,8 @@ class DistillationModule(LightningModule):
             prompt = self.dmd.negative_prompt
             cached = None if self.datamodule is None else self.datamodule.negative_conditioning(prompt)
             self.negative = cached or self.backbone.encode_prompts([prompt])
-        name, tensor = next(iter(like.tensors.items()))
-        if self.negative[name].device != tensor.device:
-            self.negative = self.negative.to(tensor.device)
+        if self.negative.device != like.device:
+            self.negative = self.negative.to(like.device)
         return self.negative
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -57,6 +57,7 @@ class DistillationTrainer(Trainer):
         output: str,
         prompts: list[str] | None = None,
         seeds: list[int] | None = None,
+        images: list[str] | None = None,
         role: Role | None = None,
         ckpt_path: str | None = None,
         batch_size: int = 8,
@@ -67,6 +68,8 @@ class DistillationTrainer(Trainer):
             output: folder to write to.
             prompts: what to show; null for the first 8 captions of the data.
             seeds: one video of every prompt for each; null for 0 and 1.
+            images: image-to-video only: one file for each prompt, with whose first frame its videos begin; null for
+                the data's clips.
             role: student, ema, teacher or fake; null for what would be exported.
             ckpt_path: of a checkpoint; null for the student as training would start it, or for the teacher.
             batch_size: videos sampled together.
@@ -75,8 +78,15 @@ class DistillationTrainer(Trainer):
             model.init_from = None
         self._load(model, ckpt_path)
         role = role or model.best_student
+        if images is not None and (not model.backbone.takes_image or len(images) != len(prompts or ())):
+            raise ValueError(
+                f"got {len(images)} images for {len(prompts or ())} prompts and a {type(model.backbone).__name__}; "
+                "give one for each prompt, and only to an image-to-video teacher"
+            )
+        if prompts is None or (model.backbone.takes_image and images is None):
+            datamodule.setup("fit")
         prompts, seeds = prompts or _first_captions(datamodule, 8), seeds or [0, 1]
-        requests = requests_for(prompts, seeds)
+        requests = requests_for(prompts, seeds, None if images is None else [Path(image) for image in images])
         calls = len(model.sampling.steps)
         if role == "teacher":
             shape = model.backbone.latent_shape(datamodule.size)
@@ -84,7 +94,7 @@ class DistillationTrainer(Trainer):
         frames, seconds = [], 0.0
         for start in tqdm(range(0, len(requests), batch_size), desc=f"sampling {role}", unit="batch"):
             chunk = requests[start : start + batch_size]
-            cond = condition(model.backbone, [request.prompt for request in chunk])
+            cond = condition(model.backbone, chunk, datamodule.size, datamodule if model.backbone.takes_image else None)
             began = time.perf_counter()
             latents = generate_latents(model, role, chunk, cond, datamodule.size)
             if latents.is_cuda:
@@ -134,7 +144,6 @@ class DistillationTrainer(Trainer):
 
 
 def _first_captions(datamodule: VideoDataModule, count: int) -> list[str]:
-    datamodule.setup("fit")
     return list(dict.fromkeys(clip.caption for clip in datamodule.clips))[:count]
 
 

@@ -32,6 +32,7 @@ GROUND_FIRST = [
     "trainer",
     "evaluation",
     "cli",
+    "testing",
     "tiny",
     "toy",
 ]

@@ -38,6 +38,8 @@ class Backbone(ABC):
 
     lora_targets: ClassVar[tuple[str, ...]]  # names of the linear layers that LoRA adapts
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")  # the pipeline's components for prompts
+    image_parts: ClassVar[tuple[str, ...]] = ()  # and for images, besides the VAE
+    takes_image: ClassVar[bool] = False  # whether videos begin with a given image; then `encode_images` is there too
     text_length_is_fixed: ClassVar[bool] = False  # whether the pipeline's call leaves no choice of text tokens
 
     def __init__(self, source: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None) -> None:
@@ -50,6 +52,11 @@ class Backbone(ABC):
                 f"model.max_sequence_length is {max_sequence_length}, but this pipeline always takes "
                 f"{self.text_length()} text tokens; leave it null"
             )
+
+    @classmethod
+    def variant(cls, pipeline_config: Mapping[str, Any]) -> type[Backbone]:
+        """The class for a pipeline's model_index.json, where its `_class_name` alone does not say."""
+        return cls
 
     # ---- what a family says -------------------------------------------------------------------------------
 
@@ -84,7 +91,11 @@ class Backbone(ABC):
         """Shape of one clip's latents, without the batch axis, in the backbone's layout: [C, f, h, w]."""
         temporal, spatial = self.compression()
         frames = (size.frames - 1) // temporal + 1
-        return self.transformer_config["in_channels"], frames, size.height // spatial, size.width // spatial
+        return self.latent_channels(), frames, size.height // spatial, size.width // spatial
+
+    def latent_channels(self) -> int:
+        """Channels of the latents; of the network's input there may be more, for an image."""
+        return int(self.transformer_config["in_channels"])
 
     def pack(self, latents: Tensor) -> Tensor:
         """From our latents [B, ...] to the layout that the pipeline takes and returns. Only moves numbers."""
@@ -135,13 +146,29 @@ class Backbone(ABC):
         return {}
 
     def unconditional(self, negative: Conditioning, cond: Conditioning) -> Conditioning:
-        """What the network is told in the unguided half of guidance: `negative` (batch 1) in place of `cond` (B)."""
-        return negative.expand(cond.batch_size)
+        """What the network is told in the unguided half of guidance: cond (batch B) with `negative` (1) for prompts."""
+        return cond | negative.expand(cond.batch_size)
+
+    def encode_images(self, images: Tensor, frames: int) -> Conditioning:
+        """What the network is told of the images [B, C, H, W], in [-1, 1], with which videos of `frames` begin.
+
+        Joined to the prompts' conditioning; kept where a negative prompt takes the prompt's place. Nothing for
+        text-to-video.
+        """
+        return Conditioning({})
+
+    def network_input(self, x_t: Tensor, cond: Conditioning) -> Tensor:
+        """What the network is handed in place of x_t [B, ...]: with the image's channels, or its frame, in it."""
+        return self.keep_given(x_t, cond)
+
+    def keep_given(self, latents: Tensor, cond: Conditioning) -> Tensor:
+        """Latents [B, ...] with what the image fixes in them put back; for most teachers it fixes nothing."""
+        return latents
 
     def x0(self, transformer: Any, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The network's estimate of the clean latents, float32: x_t [B, ...] float32, t [B] in [0, 1]."""
         output = self.call(transformer, x_t, self.schedule.timestep(t), cond)
-        return self.schedule.to_x0(output.float(), x_t, t)
+        return self.keep_given(self.schedule.to_x0(output.float(), x_t, t), cond)
 
     @torch.no_grad()
     def encode_videos(self, videos: Tensor) -> Tensor:
@@ -181,34 +208,42 @@ class Backbone(ABC):
         return read_config(AutoencoderKL, self.source, "vae")
 
     @cached_property
+    def pipeline_config(self) -> Mapping[str, Any]:
+        return read_config(DiffusionPipeline, self.source)
+
+    @cached_property
     def transformer_config(self) -> Mapping[str, Any]:
         return read_config(AutoencoderKL, self.source, "transformer")
 
     def load_transformer(self) -> nn.Module:
         """The teacher's network, frozen and in evaluation mode. VAE and text encoder are not loaded."""
-        pipe = load_pipeline(self.source, self.dtype, vae=None, **dict.fromkeys(self.text_parts))
+        pipe = load_pipeline(self.source, self.dtype, vae=None, **dict.fromkeys((*self.text_parts, *self.image_parts)))
         transformer: nn.Module = pipe.transformer
         return transformer.eval().requires_grad_(False)
 
     @cached_property
     def vae(self) -> Any:
         """The VAE alone: to decode samples on a cache, whose text embeddings are there."""
-        pipe = load_pipeline(self.source, self.dtype, transformer=None, **dict.fromkeys(self.text_parts))
+        others = ("transformer", *self.text_parts, *self.image_parts)
+        pipe = load_pipeline(self.source, self.dtype, **dict.fromkeys(others))
         self.prepare(pipe)
         return pipe.vae.eval().requires_grad_(False).to(self.device)
 
     @cached_property
     def encoders(self) -> Any:
-        """The pipeline with VAE, text encoder and tokenizer but without the transformer."""
+        """The pipeline with all that encodes prompts and images but without the transformer."""
         pipe = load_pipeline(self.source, self.dtype, transformer=None, vae=self.vae)
         self.prepare(pipe)
-        for name in self._text_encoders:
+        for name in self._encoders:
             getattr(pipe, name).eval().requires_grad_(False).to(self.device)
         return pipe
 
     @property
-    def _text_encoders(self) -> tuple[str, ...]:
-        return tuple(name for name in self.text_parts if name.startswith("text_encoder"))
+    def _encoders(self) -> tuple[str, ...]:
+        """The networks among the pipeline's parts for prompts and images, without those that it does not have."""
+        parts = (*self.text_parts, *self.image_parts)
+        encoders = (name for name in parts if name.startswith(("text_encoder", "image_encoder")))
+        return tuple(name for name in encoders if (self.pipeline_config.get(name) or [None])[0] is not None)
 
     def to(self, device: torch.device) -> None:
         """Where VAE and text encoder run, now or once they are loaded."""
@@ -256,9 +291,9 @@ class Backbone(ABC):
             "vae": _digest(_without_private(self.vae_config)),
             "text_length": str(self.max_sequence_length),
         }
-        for name in self._text_encoders:
+        for name in self._encoders:
             identity[name] = _digest(_without_private(read_config(AutoencoderKL, self.source, name)))
-        return identity | {"weights": self._weights("vae", *self._text_encoders)}
+        return identity | {"weights": self._weights("vae", *self._encoders)}
 
     def network_identity(self) -> dict[str, str]:
         """`identity`, and what decides the teacher's own samples besides."""
@@ -285,21 +320,18 @@ def load_pipeline(source: str, dtype: torch.dtype, **components: Any) -> Any:
         raise teacher_not_found(source, error) from error
 
 
-def read_config(reader: Any, source: str, folder: str) -> dict[str, Any]:
+def read_config(reader: Any, source: str, folder: str | None = None) -> dict[str, Any]:
     """The JSON config of one component of a pipeline; `reader` is any diffusers class with its file name."""
     try:
         config: dict[str, Any] = reader.load_config(source, subfolder=folder)
     except OSError as error:
-        raise teacher_not_found(f"{source}, {folder}", error) from error
+        raise teacher_not_found(source if folder is None else f"{source}, {folder}", error) from error
     return config
 
 
 def pipeline_class_name(source: str) -> str:
     """The `_class_name` in a pipeline's model_index.json."""
-    try:
-        return str(DiffusionPipeline.load_config(source)["_class_name"])
-    except OSError as error:
-        raise teacher_not_found(source, error) from error
+    return str(read_config(DiffusionPipeline, source)["_class_name"])
 
 
 def teacher_not_found(source: str, error: OSError) -> FileNotFoundError:

@@ -1,4 +1,4 @@
-"""CogVideoX text-to-video (2408.06072): 2B with sine positions, 5B with rotary ones; v-prediction."""
+"""CogVideoX (2408.06072), text- and image-to-video: 2B with sine positions, 5B with rotary ones; v-prediction."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from diffusers import CogVideoXPipeline
 from torch import Tensor
 
 from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.discrete import few_step_discrete_scheduler
+from lightning_dfd.backbones.images import ImageChannels
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 
@@ -28,7 +30,7 @@ class CogVideoXBackbone(Backbone):
     def latent_shape(self, size: VideoSize) -> tuple[int, ...]:
         temporal, spatial = self.compression()
         frames = (size.frames - 1) // temporal + 1
-        return frames, self.transformer_config["in_channels"], size.height // spatial, size.width // spatial
+        return frames, self.latent_channels(), size.height // spatial, size.width // spatial
 
     def normalise(self, latents: Tensor) -> Tensor:
         return latents.transpose(1, 2) * self.vae_config["scaling_factor"]
@@ -38,10 +40,11 @@ class CogVideoXBackbone(Backbone):
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         output: Tensor = transformer(
-            hidden_states=x_t.to(transformer.dtype),
+            hidden_states=self.network_input(x_t, cond).to(transformer.dtype),
             timestep=timestep,
             encoder_hidden_states=cond["prompt_embeds"].to(transformer.dtype),
             image_rotary_emb=self._rotary(transformer, x_t),
+            ofs=None if transformer.config.ofs_embed_dim is None else x_t.new_full((1,), 2.0),  # as the pipeline does
             return_dict=False,
         )[0]
         return output
@@ -59,3 +62,21 @@ class CogVideoXBackbone(Backbone):
 
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
         return few_step_discrete_scheduler(self.schedule, steps, kind)
+
+
+class CogVideoXImageBackbone(ImageChannels, CogVideoXBackbone):
+    """Image-to-video: the image's latents, and zeros for all later frames, are further channels."""
+
+    channel_axis = 2
+
+    def latent_channels(self) -> int:
+        return int(self.transformer_config["in_channels"]) // 2
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor, frames: int) -> Conditioning:
+        latents = self.encode_videos(images.unsqueeze(2))
+        if self.vae_config.get("invert_scale_latents"):  # 1.5 was trained on images scaled the other way
+            latents = latents / self.vae_config["scaling_factor"] ** 2
+        on_all_frames = latents.new_zeros(len(latents), (frames - 1) // self.compression()[0] + 1, *latents.shape[2:])
+        on_all_frames[:, :1] = latents
+        return Conditioning({"image_latents": on_all_frames})

@@ -65,7 +65,7 @@ class LatteBackbone(Scaled):
     def unconditional(self, negative: Conditioning, cond: Conditioning) -> Conditioning:
         """The negative prompt's tokens, padding included, as far as the prompt's own tokens go."""
         embeds = negative["prompt_embeds"].expand(cond.batch_size, -1, -1)
-        return Conditioning({"prompt_embeds": embeds, "prompt_attention_mask": cond["prompt_attention_mask"]})
+        return cond | Conditioning({"prompt_embeds": embeds})
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         """The first half of the channels; the second is a variance, which no sampler here uses."""

@@ -5,25 +5,30 @@ from __future__ import annotations
 import importlib
 
 import torch
+from diffusers import DiffusionPipeline
 
 from lightning_dfd.backbones.allegro import AllegroBackbone
-from lightning_dfd.backbones.base import Backbone, pipeline_class_name
-from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
+from lightning_dfd.backbones.base import Backbone, read_config
+from lightning_dfd.backbones.cogvideox import CogVideoXBackbone, CogVideoXImageBackbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
-from lightning_dfd.backbones.hunyuan15 import HunyuanVideo15Backbone
+from lightning_dfd.backbones.hunyuan15 import HunyuanVideo15Backbone, HunyuanVideo15ImageBackbone
 from lightning_dfd.backbones.latte import LatteBackbone
-from lightning_dfd.backbones.ltx import LTXBackbone
+from lightning_dfd.backbones.ltx import LTXBackbone, LTXImageBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
-from lightning_dfd.backbones.wan import WanBackbone
+from lightning_dfd.backbones.wan import WanBackbone, WanImageBackbone
 
 BACKBONES: dict[str, type[Backbone]] = {
     "AllegroPipeline": AllegroBackbone,
+    "CogVideoXImageToVideoPipeline": CogVideoXImageBackbone,
     "CogVideoXPipeline": CogVideoXBackbone,
+    "HunyuanVideo15ImageToVideoPipeline": HunyuanVideo15ImageBackbone,
     "HunyuanVideo15Pipeline": HunyuanVideo15Backbone,
     "HunyuanVideoPipeline": HunyuanVideoBackbone,
+    "LTXImageToVideoPipeline": LTXImageBackbone,
     "LattePipeline": LatteBackbone,
     "LTXPipeline": LTXBackbone,
     "MochiPipeline": MochiBackbone,
+    "WanImageToVideoPipeline": WanImageBackbone,
     "WanPipeline": WanBackbone,
 }
 
@@ -48,13 +53,14 @@ def backbone_from_pretrained(
     """
     if backbone is not None:
         return _import_backbone(backbone)(source, dtype, max_sequence_length)
-    name = pipeline_class_name(source)
+    config = read_config(DiffusionPipeline, source)
+    name = config["_class_name"]
     if name not in BACKBONES:
         raise ValueError(
             f"{source} is a {name}; backbones exist for {', '.join(sorted(BACKBONES))}. "
             "For another family subclass lightning_dfd.Backbone and name it in model.backbone (docs/new_backbone.md)."
         )
-    return BACKBONES[name](source, dtype, max_sequence_length)
+    return BACKBONES[name].variant(config)(source, dtype, max_sequence_length)
 
 
 def _import_backbone(path: str) -> type[Backbone]:

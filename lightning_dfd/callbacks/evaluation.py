@@ -161,9 +161,7 @@ class VideoEvaluation(Callback):
         with quiet_generation(module):
             for start in tqdm(rounds, desc=described, leave=False, disable=not trainer.is_global_zero):
                 chunk: list[Request] = own[start : start + self.batch_size]
-                videos = generate_videos(
-                    module, role, chunk or self._requests[:1], data.size, data.latent_cache, self.teacher_steps
-                )
+                videos = generate_videos(module, role, chunk or self._requests[:1], data.size, data, self.teacher_steps)
                 if chunk:
                     suite.update(videos, [request.prompt for request in chunk], [request.seed for request in chunk])
         return suite.compute()

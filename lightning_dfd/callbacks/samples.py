@@ -94,7 +94,7 @@ class VideoSamples(Callback):
         with quiet_generation(module):
             for start in range(0, len(requests), self.batch_size):
                 chunk = requests[start : start + self.batch_size]
-                videos = generate_videos(module, role, chunk, data.size, data.latent_cache, self.teacher_steps)
+                videos = generate_videos(module, role, chunk, data.size, data, self.teacher_steps)
                 frames.append(to_frames(videos))
         return torch.cat(frames)
 

@@ -143,6 +143,10 @@ class VideoDataModule(LightningDataModule):
             paths.setdefault(clip.caption, []).append(clip.path)
         return paths
 
+    def clip_of(self, prompt: str) -> Clip | None:
+        """The first clip with this caption, after `setup`: of those held out, else of the training clips."""
+        return next((clip for clip in (*self.held_out, *self.clips) if clip.caption == prompt), None)
+
     @property
     def summary(self) -> str:
         """The training clips in a few words, for a model card."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+)
 from transformers import T5Config, T5EncoderModel
 
 from lightning_dfd.tiny.parts import EVEN, Tiny, text_encoder, text_tokenizer

@@ -46,4 +46,4 @@ def latte() -> LattePipeline:
 
 
 # Its pipeline takes 120 tokens whatever one says, and treats prompts in a list otherwise than each by itself.
-TINY = {"latte": Tiny(latte, steps=EVEN, text_length=None, prompts_a_call=1)}
+TINY = {"latte": Tiny(latte, steps=EVEN, text_length=None, one_by_one=True)}

@@ -5,14 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline, LTXVideoTransformer3DModel
+from diffusers import (
+    AutoencoderKLLTXVideo,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    LTXImageToVideoPipeline,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
+)
 from transformers import T5Config, T5EncoderModel
 
 from lightning_dfd.tiny.parts import Tiny, text_encoder, text_tokenizer
 from lightning_dfd.types import VideoSize
 
 
-def ltx() -> LTXPipeline:
+def ltx(pipeline: Any = LTXPipeline) -> DiffusionPipeline:
     """LTX-Video with the published compression of 8 and 32, and its scheduler, which shifts by the number of tokens."""
     tokenizer = text_tokenizer()
     vae: Any = AutoencoderKLLTXVideo(
@@ -24,7 +31,7 @@ def ltx() -> LTXPipeline:
     )
     vae.latents_mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
     vae.latents_std.copy_(torch.tensor([1.5, 0.8, 1.0, 2.0]))
-    return LTXPipeline(
+    return pipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder(T5Config, T5EncoderModel, len(tokenizer)),
         vae=vae,
@@ -48,4 +55,7 @@ def ltx() -> LTXPipeline:
     )
 
 
-TINY = {"ltx": Tiny(ltx, VideoSize(9, 64, 96))}
+TINY = {
+    "ltx": Tiny(ltx, VideoSize(9, 64, 96)),
+    "ltx_i2v": Tiny(lambda: ltx(LTXImageToVideoPipeline), VideoSize(9, 64, 96), kinds=("ode",)),
+}

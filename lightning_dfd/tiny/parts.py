@@ -27,7 +27,7 @@ class Tiny:
         steps: times of a student that its stock scheduler can sample at.
         kinds: of sampling for which it has one.
         text_length: tokens of a prompt; None where its pipeline's call leaves no choice.
-        prompts_a_call: most prompts that its pipeline treats in one call as it treats each by itself.
+        one_by_one: whether its pipeline treats prompts in a list otherwise than each by itself.
     """
 
     build: Callable[[], Any]
@@ -35,7 +35,7 @@ class Tiny:
     steps: tuple[float, ...] = STEPS
     kinds: tuple[SampleKind, ...] = ("ode", "renoise")
     text_length: int | None = TEXT_LENGTH
-    prompts_a_call: int = 2
+    one_by_one: bool = False
 
 
 def text_tokenizer(words: Iterable[str] = ()) -> T5Tokenizer:

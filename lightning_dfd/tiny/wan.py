@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
-from transformers import UMT5Config, UMT5EncoderModel
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from diffusers import (
+    AutoencoderKLWan,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from lightning_dfd.tiny.parts import Tiny, text_encoder, text_tokenizer
 
 
-def wan() -> WanPipeline:
-    """Wan 2.1 text-to-video with Euler's scheduler at shift 5."""
+def wan(
+    pipeline: Any = WanPipeline,
+    more: Mapping[str, Any] = MappingProxyType({}),
+    **transformer: Any,
+) -> DiffusionPipeline:
+    """Wan 2.1 text-to-video with Euler's scheduler at shift 5; or another pipeline, with `more` parts."""
     tokenizer = text_tokenizer()
-    return WanPipeline(
+    return pipeline(
+        **more,
         tokenizer=tokenizer,
         text_encoder=text_encoder(UMT5Config, UMT5EncoderModel, len(tokenizer)),
         vae=AutoencoderKLWan(
@@ -23,19 +39,43 @@ def wan() -> WanPipeline:
             latents_mean=[0.1, -0.2, 0.3, 0.0],
             latents_std=[1.5, 0.8, 1.0, 2.0],
         ),
-        transformer=WanTransformer3DModel(
-            num_attention_heads=2,
-            attention_head_dim=16,
-            in_channels=4,
-            out_channels=4,
-            text_dim=32,
-            freq_dim=32,
-            ffn_dim=32,
-            num_layers=2,
-            rope_max_seq_len=32,
-        ),
+        transformer=wan_transformer(**transformer),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
     )
 
 
-TINY = {"wan": Tiny(wan)}
+def wan_transformer(**config: Any) -> WanTransformer3DModel:
+    """A network of two layers; `config` adds to what it is told or replaces it."""
+    small = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_dim": 32,
+        "freq_dim": 32,
+        "ffn_dim": 32,
+        "num_layers": 2,
+        "rope_max_seq_len": 32,
+    }
+    return WanTransformer3DModel(**(small | config))
+
+
+def wan_i2v() -> DiffusionPipeline:
+    """Wan 2.1 image-to-video: 4 channels of mask and 4 of the image beside the latents' 4, and CLIP's features."""
+    clip = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2, image_size=16, patch_size=8
+    )
+    more = {
+        "image_encoder": CLIPVisionModel(clip).eval(),
+        "image_processor": CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+    }
+    return wan(WanImageToVideoPipeline, more, in_channels=12, image_dim=32, added_kv_proj_dim=32)
+
+
+EXPANDED = MappingProxyType({"expand_timesteps": True})  # 2.2's 5B: a time for every token
+TINY = {
+    "wan": Tiny(wan),
+    "wan_i2v": Tiny(wan_i2v, text_length=512),  # its attention takes the first 512 tokens for text
+    "wan_ti2v": Tiny(lambda: wan(more=EXPANDED)),
+    "wan_ti2v_i2v": Tiny(lambda: wan(WanImageToVideoPipeline, EXPANDED)),
+}
