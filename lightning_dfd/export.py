@@ -7,6 +7,7 @@ the latents that our own sampler gives, else nothing is left behind.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import shutil
@@ -22,11 +23,13 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from peft import LoraConfig, LoraModel, inject_adapter_in_model, set_peft_model_state_dict
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_dfd.backbones import Backbone
-from lightning_dfd.backbones.base import load_pipeline
+from lightning_dfd.backbones.base import load_pipeline, pipeline_class_name
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.pictures import to_frames
 from lightning_dfd.roles import LoraRoles
@@ -37,6 +40,7 @@ ExportFormat = Literal["pipeline", "lora"]
 # Largest root-mean-square difference from our sampler, relative to the latents. Merging rounds each weight once
 # to the export's precision; other times, a lost alpha or a missing adapter are off by far more.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+PEFT_WEIGHTS = "adapter_model.safetensors"  # beside the adapter_config.json of a LoraConfig
 PROMPT, SEED = "a red square is moving", 0
 
 
@@ -84,6 +88,7 @@ def export_student(
         else:
             _put_student_into(module, pipe)
             pipe.scheduler = scheduler
+            module.backbone.prepare(pipe)
             pipe.save_pretrained(folder)
         del pipe
         report = _compare(module, folder, output, size, format)
@@ -94,15 +99,37 @@ def export_student(
 
 
 def _save_lora(module: DistillationModule, pipe: Any, folder: Path) -> None:
-    """`save_lora_weights` with the adapter's config: without it diffusers takes alpha to be the rank."""
+    """A LoRA file with the adapter's config: without it alpha would be taken to be the rank.
+
+    In diffusers' form, or in peft's where the pipeline cannot load adapters.
+    """
+    config, weights = _adapter(module)
+    if hasattr(pipe, "save_lora_weights"):
+        metadata = config.to_dict()
+        metadata["target_modules"] = sorted(metadata["target_modules"])  # a set, which JSON does not know
+        type(pipe).save_lora_weights(
+            folder, transformer_lora_layers=weights, transformer_lora_adapter_metadata=_plain(metadata)
+        )
+        return
+    config.save_pretrained(str(folder))
+    save_file(weights, folder / PEFT_WEIGHTS, {"format": "pt"})
+
+
+def _load_lora(pipe: Any, folder: Path) -> None:
+    """The inverse of `_save_lora`, as the model card does it."""
+    if hasattr(pipe, "load_lora_weights"):
+        pipe.load_lora_weights(folder)
+        return
+    inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), pipe.transformer)
+    set_peft_model_state_dict(pipe.transformer, load_file(folder / PEFT_WEIGHTS))
+
+
+def _adapter(module: DistillationModule) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """The student's adapter: its config, and its weights by their names in the network."""
     network = module.network
     assert isinstance(network, LoraRoles)
-    config = network.config.to_dict()
-    config["target_modules"] = sorted(config["target_modules"])  # a set, which JSON does not know
     weights = {name: tensor.cpu().contiguous() for name, tensor in network.weights_of(module.best_student).items()}
-    type(pipe).save_lora_weights(
-        folder, transformer_lora_layers=weights, transformer_lora_adapter_metadata=_plain(config)
-    )
+    return copy.deepcopy(network.config), weights
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,13 +138,12 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _put_student_into(module: DistillationModule, pipe: Any) -> None:
-    """Give a stock pipeline the student's weights, by diffusers' own merging for adapters."""
+    """Give a stock pipeline the student's weights, adapters merged into them."""
     if isinstance(module.network, LoraRoles):
-        with tempfile.TemporaryDirectory() as folder:
-            _save_lora(module, pipe, Path(folder))
-            pipe.load_lora_weights(folder)
-        pipe.fuse_lora(components=["transformer"])
-        pipe.unload_lora_weights()
+        config, weights = _adapter(module)
+        tuner = LoraModel(pipe.transformer, config, "default")
+        set_peft_model_state_dict(pipe.transformer, weights)
+        pipe.transformer = tuner.merge_and_unload()
         return
     weights = module.network.weights_of(module.best_student)
     missing, unexpected = pipe.transformer.load_state_dict(weights, strict=False)
@@ -126,11 +152,13 @@ def _put_student_into(module: DistillationModule, pipe: Any) -> None:
         raise RuntimeError(f"the student's weights do not fit the pipeline: {unexpected or missing}")
 
 
-def call_arguments(backbone: Backbone, pipeline_class: type, size: VideoSize, steps: int) -> dict[str, Any]:
-    """What to pass a stock pipeline besides the prompt."""
+def call_arguments(
+    backbone: Backbone, pipeline_class: type, size: VideoSize, steps: int, guidance: float = 1.0
+) -> dict[str, Any]:
+    """What to pass a stock pipeline besides the prompt, once `Backbone.prepare` has been told the same guidance."""
     call = {
         "num_inference_steps": steps,
-        **backbone.guidance_arguments(1.0),
+        **backbone.guidance_arguments(guidance),
         **backbone.size_arguments(size),
     }
     parameter = inspect.signature(pipeline_class.__call__).parameters.get("max_sequence_length")
@@ -140,12 +168,13 @@ def call_arguments(backbone: Backbone, pipeline_class: type, size: VideoSize, st
 
 
 def _small(backbone: Backbone, size: VideoSize, device: torch.device) -> VideoSize:
-    """The size at which an export is checked: its own on an accelerator, at most a small one on a CPU."""
+    """The size at which an export is checked: its own on an accelerator, a small one on a CPU."""
     if device.type != "cpu":
         return size
     temporal, spatial = backbone.compression()
     side = 8 * spatial
-    return VideoSize(min(size.frames, 2 * temporal + 1), min(size.height, side), min(size.width, side))
+    small = VideoSize(min(size.frames, 2 * temporal + 1), min(size.height, side), min(size.width, side))
+    return backbone.nearest_size(small)
 
 
 def _compare(
@@ -184,10 +213,12 @@ def _compare(
 
 def _reload(backbone: Backbone, folder: Path, format: ExportFormat) -> Any:
     if format == "pipeline":
-        return DiffusionPipeline.from_pretrained(folder, dtype=backbone.dtype)
-    pipe = load_pipeline(backbone.source, backbone.dtype)
-    pipe.load_lora_weights(folder)
-    pipe.scheduler = _scheduler_class(folder).from_pretrained(folder, subfolder="scheduler")
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=backbone.dtype)
+    else:
+        pipe = load_pipeline(backbone.source, backbone.dtype)
+        _load_lora(pipe, folder)
+        pipe.scheduler = _scheduler_class(folder).from_pretrained(folder, subfolder="scheduler")
+    backbone.prepare(pipe)
     return pipe
 
 
@@ -236,29 +267,43 @@ class _Code(str):
     __repr__ = str.__str__
 
 
+def _loading_code(module: DistillationModule, report: ExportReport) -> tuple[str, str]:
+    """The code that loads an export: its imports, and what makes `pipe`."""
+    backbone, name = module.backbone, report.folder.name
+    dtype, imports = str(backbone.dtype), ["from diffusers import DiffusionPipeline"]
+    if report.format == "pipeline":
+        load = [f'pipe = DiffusionPipeline.from_pretrained("{name}", dtype={dtype})']
+    else:
+        scheduler = type(backbone.few_step_scheduler(module.sampling.steps, module.sampling.kind)).__name__
+        imports[0] += f", {scheduler}"
+        load = [f'pipe = DiffusionPipeline.from_pretrained("{backbone.source}", dtype={dtype})']
+        if hasattr(_pipeline_class(backbone), "load_lora_weights"):
+            load.append(f'pipe.load_lora_weights("{name}")')
+        else:
+            imports.append("from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict")
+            imports.append("from safetensors.torch import load_file")
+            load.append(f'inject_adapter_in_model(LoraConfig.from_pretrained("{name}"), pipe.transformer)')
+            load.append(f'set_peft_model_state_dict(pipe.transformer, load_file("{name}/{PEFT_WEIGHTS}"))')
+        load.append(f'pipe.scheduler = {scheduler}.from_pretrained("{name}", subfolder="scheduler")')
+    return "\n".join(imports), "\n".join([*load, *backbone.preparation()])
+
+
+def _pipeline_class(backbone: Backbone) -> Any:
+    return getattr(diffusers, pipeline_class_name(backbone.source))
+
+
 def model_card(module: DistillationModule, report: ExportReport, size: VideoSize, facts: Mapping[str, str]) -> str:
     """README.md of an export: what it is, and the code that runs it."""
     backbone = module.backbone
-    pipeline = DiffusionPipeline.load_config(backbone.source)["_class_name"]
-    call = call_arguments(backbone, getattr(diffusers, pipeline), size, report.network_calls)
+    pipeline = _pipeline_class(backbone)
+    call = call_arguments(backbone, pipeline, size, report.network_calls)
     image = backbone.image_arguments(_Code('load_image("first_frame.png")')) if backbone.takes_image else {}
     arguments = "".join(f", {name}={value}" for name, value in (image | call).items())
+    imports, load = _loading_code(module, report)
     kind, loader = ("image", ", load_image") if backbone.takes_image else ("text", "")
-    dtype = str(backbone.dtype)
-    if report.format == "pipeline":
-        load = f'pipe = DiffusionPipeline.from_pretrained("{report.folder.name}", dtype={dtype})'
-        imports = "from diffusers import DiffusionPipeline"
-    else:
-        scheduler = type(backbone.few_step_scheduler(module.sampling.steps, module.sampling.kind)).__name__
-        load = (
-            f'pipe = DiffusionPipeline.from_pretrained("{backbone.source}", dtype={dtype})\n'
-            f'pipe.load_lora_weights("{report.folder.name}")\n'
-            f'pipe.scheduler = {scheduler}.from_pretrained("{report.folder.name}", subfolder="scheduler")'
-        )
-        imports = f"from diffusers import DiffusionPipeline, {scheduler}"
     rows = {
         "Teacher": Path(backbone.source).name if Path(backbone.source).exists() else backbone.source,
-        "Pipeline": pipeline,
+        "Pipeline": pipeline.__name__,
         "Network calls": f"{report.network_calls}, without guidance",
         "Times": ", ".join(f"{t:.4g}" for t in module.sampling.steps),
         "Sampling": module.sampling.kind,

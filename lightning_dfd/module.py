@@ -267,8 +267,8 @@ class DistillationModule(LightningModule):
         scale = self.dmd.guidance if scale is None else scale
         if is_unguided(scale):
             return self.x0("teacher", x_t, t, cond)
-        negative = self.negative_conditioning(cond).expand(len(x_t))
-        both = Conditioning.cat([cond | negative, cond])
+        negative = self.negative_conditioning(cond)
+        both = Conditioning.cat([self.backbone.unconditional(negative, cond), cond])
         uncond, conditional = self.x0("teacher", torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         return guide(uncond, conditional, scale)
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
+from diffusers.utils import is_bs4_available, is_ftfy_available
 from torch import Tensor, nn
 
 from lightning_dfd.noise import NoiseSchedule, schedule_from_config
@@ -39,12 +40,18 @@ class Backbone(ABC):
     text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")  # the pipeline's components for prompts
     image_parts: ClassVar[tuple[str, ...]] = ()  # and for images, besides the VAE
     takes_image: ClassVar[bool] = False  # whether videos begin with a given image; then `encode_images` is there too
+    text_length_is_fixed: ClassVar[bool] = False  # whether the pipeline's call leaves no choice of text tokens
 
     def __init__(self, source: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None) -> None:
         self.source = str(source)
         self.dtype = dtype
         self.device = torch.device("cpu")
         self.max_sequence_length = max_sequence_length or self.text_length()
+        if self.text_length_is_fixed and self.max_sequence_length != self.text_length():
+            raise ValueError(
+                f"model.max_sequence_length is {max_sequence_length}, but this pipeline always takes "
+                f"{self.text_length()} text tokens; leave it null"
+            )
 
     @classmethod
     def variant(cls, pipeline_config: Mapping[str, Any]) -> type[Backbone]:
@@ -123,6 +130,13 @@ class Backbone(ABC):
         """How an image-to-video pipeline's call is given the image with which the video begins."""
         return {"image": image}
 
+    def prepare(self, pipe: Any, guidance: float = 1.0) -> None:  # noqa: B027, most families need nothing
+        """Set on a stock pipeline what its call takes no arguments for."""
+
+    def preparation(self) -> tuple[str, ...]:
+        """`prepare` without guidance as lines of code about `pipe`, for model cards."""
+        return ()
+
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """The conditioning of B prompts, as the pipeline's own call makes it.
 
@@ -147,6 +161,10 @@ class Backbone(ABC):
         )
         masks = {"prompt_attention_mask": others[0]} if len(others) == 3 else {}
         return Conditioning({"prompt_embeds": embeds} | masks)
+
+    def unconditional(self, negative: Conditioning, cond: Conditioning) -> Conditioning:
+        """What the network is told in the unguided half of guidance: cond (batch B) with `negative` (1) for prompts."""
+        return cond | negative.expand(cond.batch_size)
 
     def encode_images(self, images: Tensor, frames: int) -> Conditioning:
         """What the network is told of the images [B, C, H, W], in [-1, 1], with which videos of `frames` begin.
@@ -175,8 +193,13 @@ class Backbone(ABC):
 
         The mean of the VAE's posterior, so that a cache does not depend on a draw.
         """
-        latents = self.vae.encode(videos.to(self.device, self.vae.dtype)).latent_dist.mode()
+        latents = self.encode(videos.to(self.device, self.vae.dtype))
         return self.normalise(latents.float())
+
+    def encode(self, videos: Tensor) -> Tensor:
+        """The VAE's encoder: videos [B, C, F, H, W] to latents [B, C, f, h, w] as it gives them."""
+        latents: Tensor = self.vae.encode(videos).latent_dist.mode()
+        return latents
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -220,12 +243,14 @@ class Backbone(ABC):
         """The VAE alone: to decode samples on a cache, whose text embeddings are there."""
         others = ("transformer", *self.text_parts, *self.image_parts)
         pipe = load_pipeline(self.source, self.dtype, **dict.fromkeys(others))
+        self.prepare(pipe)
         return pipe.vae.eval().requires_grad_(False).to(self.device)
 
     @cached_property
     def encoders(self) -> Any:
         """The pipeline with all that encodes prompts and images but without the transformer."""
         pipe = load_pipeline(self.source, self.dtype, transformer=None, vae=self.vae)
+        self.prepare(pipe)
         for name in self._encoders:
             getattr(pipe, name).eval().requires_grad_(False).to(self.device)
         return pipe
@@ -246,18 +271,26 @@ class Backbone(ABC):
                 getattr(self, name).to(device)
 
     def check_size(self, size: VideoSize) -> None:
-        """Raise ValueError, naming the nearest size that works, for one that does not divide evenly."""
+        """Raise ValueError, naming the nearest size that works, for one that does not fit."""
+        nearest = self.nearest_size(size)
+        if nearest != size:
+            raise ValueError(
+                f"{size} does not fit {self.source}: {self.size_rule()}; "
+                f"the nearest is {nearest} (data.frames, data.height, data.width)"
+            )
+
+    def nearest_size(self, size: VideoSize) -> VideoSize:
+        """The size nearest to `size` that pipeline and VAE can make."""
         temporal, multiple = self.compression()[0], self.side_multiple()
-        nearest = VideoSize(
+        return VideoSize(
             frames=round((size.frames - 1) / temporal) * temporal + 1,
             height=max(1, round(size.height / multiple)) * multiple,
             width=max(1, round(size.width / multiple)) * multiple,
         )
-        if nearest != size:
-            raise ValueError(
-                f"{size} does not fit {self.source}: frames must be {temporal}k + 1 and both sides multiples of "
-                f"{multiple}; the nearest is {nearest} (data.frames, data.height, data.width)"
-            )
+
+    def size_rule(self) -> str:
+        """The rule of `nearest_size` in words."""
+        return f"frames must be {self.compression()[0]}k + 1 and both sides multiples of {self.side_multiple()}"
 
     def identity(self) -> dict[str, str]:
         """What decides latents and embeddings, so that a cache can be refused for another teacher.
@@ -284,6 +317,11 @@ class Backbone(ABC):
         if not folder.is_dir():
             return f"hub:{self.source}"
         return _digest_weights([folder / component for component in components])
+
+
+def cleaned_captions() -> dict[str, bool]:
+    """That captions be cleaned, as some calls have it by default, which warn at each where packages for it lack."""
+    return {"clean_caption": is_bs4_available() and is_ftfy_available()}
 
 
 def load_pipeline(source: str, dtype: torch.dtype, **components: Any) -> Any:

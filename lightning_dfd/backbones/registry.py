@@ -7,12 +7,15 @@ import importlib
 import torch
 from diffusers import DiffusionPipeline
 
+from lightning_dfd.backbones.allegro import AllegroBackbone
 from lightning_dfd.backbones.base import Backbone, read_config
 from lightning_dfd.backbones.captured import CapturedBackbone
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone, CogVideoXImageBackbone
 from lightning_dfd.backbones.cosmos import Cosmos25Backbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
+from lightning_dfd.backbones.hunyuan15 import HunyuanVideo15Backbone, HunyuanVideo15ImageBackbone
 from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone
+from lightning_dfd.backbones.latte import LatteBackbone
 from lightning_dfd.backbones.ltx import LTXBackbone, LTXImageBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
 from lightning_dfd.backbones.sana_video import SanaVideoBackbone, SanaVideoImageBackbone
@@ -20,12 +23,16 @@ from lightning_dfd.backbones.skyreels import SkyReelsV2Backbone, SkyReelsV2Image
 from lightning_dfd.backbones.wan import WanBackbone, WanImageBackbone
 
 BACKBONES: dict[str, type[Backbone]] = {
+    "AllegroPipeline": AllegroBackbone,
     "CogVideoXImageToVideoPipeline": CogVideoXImageBackbone,
     "CogVideoXPipeline": CogVideoXBackbone,
     "Cosmos2_5_PredictBasePipeline": Cosmos25Backbone,
+    "HunyuanVideo15ImageToVideoPipeline": HunyuanVideo15ImageBackbone,
+    "HunyuanVideo15Pipeline": HunyuanVideo15Backbone,
     "HunyuanVideoPipeline": HunyuanVideoBackbone,
     "Kandinsky5T2VPipeline": Kandinsky5Backbone,
     "LTXImageToVideoPipeline": LTXImageBackbone,
+    "LattePipeline": LatteBackbone,
     "LTXPipeline": LTXBackbone,
     "MochiPipeline": MochiBackbone,
     "SanaImageToVideoPipeline": SanaVideoImageBackbone,

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
-from lightning_dfd.backbones.images import GivenFirstFrame, ImageChannels, token_times
+from lightning_dfd.backbones.images import GivenFirstFrame, ImageChannels, to_pictures, token_times
 from lightning_dfd.types import Conditioning, SampleKind
 
 
@@ -80,8 +79,7 @@ class WanImageBackbone(ImageChannels, WanBackbone):
     def _clip_features(self, images: Tensor) -> dict[str, Tensor]:
         if self.transformer_config.get("image_dim") is None:
             return {}
-        pixels = ((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        return {"image_embeds": self.encoders.encode_image([Image.fromarray(one) for one in pixels], self.device)}
+        return {"image_embeds": self.encoders.encode_image(to_pictures(images), self.device)}
 
     def _image_embeds(self, transformer: Any, cond: Conditioning) -> Tensor | None:
         return cond["image_embeds"].to(transformer.dtype) if "image_embeds" in cond.tensors else None

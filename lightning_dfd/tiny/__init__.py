@@ -12,14 +12,30 @@ from pathlib import Path
 
 import torch
 
-from lightning_dfd.tiny import cogvideox, cosmos, hunyuan, kandinsky, ltx, mochi, sana_video, skyreels, wan
+from lightning_dfd.tiny import (
+    allegro,
+    cogvideox,
+    cosmos,
+    hunyuan,
+    hunyuan15,
+    kandinsky,
+    latte,
+    ltx,
+    mochi,
+    sana_video,
+    skyreels,
+    wan,
+)
 from lightning_dfd.tiny.parts import TEXT_LENGTH, Tiny, Trial
 
 TINY: dict[str, Tiny] = {
+    **allegro.TINY,
     **cogvideox.TINY,
     **cosmos.TINY,
     **hunyuan.TINY,
+    **hunyuan15.TINY,
     **kandinsky.TINY,
+    **latte.TINY,
     **ltx.TINY,
     **mochi.TINY,
     **sana_video.TINY,

@@ -13,7 +13,8 @@ from lightning_dfd.types import SampleKind, VideoSize
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SIZE, STEPS = VideoSize(9, 32, 48), shifted_steps(4, 5.0)
-TEXT_LENGTH = 16  # tokens of a prompt that every tiny pipeline takes
+EVEN = (0.999, 0.749, 0.499, 0.249)  # of families with a table of noise levels
+TEXT_LENGTH = 16  # tokens of a prompt, where the pipeline leaves the choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class Trial:
         size: of videos that fit it, with more than one place along every axis of the latents.
         steps: times of a student that a stock scheduler samples at.
         kinds: of sampling for which there is one.
-        text_length: tokens of a prompt; None for the pipeline's default.
+        text_length: tokens of a prompt; None where its call leaves no choice.
         pixel_error: how far the pipeline's own frames, in [0, 1], may be from what its VAE decodes.
         refuses: checks of lightning_dfd.testing for which the family has no way, and says so by a ValueError.
     """
