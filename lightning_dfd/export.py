@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_dfd.backbones import Backbone
-from lightning_dfd.backbones.base import load_pipeline, pipeline_class_name
+from lightning_dfd.checkpoints import below
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.pictures import to_frames
 from lightning_dfd.roles import LoraRoles
@@ -40,6 +40,7 @@ ExportFormat = Literal["pipeline", "lora"]
 # Largest root-mean-square difference from our sampler, relative to the latents. Merging rounds each weight once
 # to the export's precision; other times, a lost alpha or a missing adapter are off by far more.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+LORA_WEIGHTS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights_2.safetensors")  # one a network
 PEFT_WEIGHTS = "adapter_model.safetensors"  # beside the adapter_config.json of a LoraConfig
 PROMPT, SEED = "a red square is moving", 0
 
@@ -81,7 +82,7 @@ def export_student(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as partial:
         folder = Path(partial) / "export"
-        pipe = load_pipeline(module.backbone.source, module.backbone.dtype)
+        pipe = module.backbone.load_pipeline()
         if format == "lora":
             _save_lora(module, pipe, folder)
             scheduler.save_pretrained(folder / "scheduler")
@@ -107,18 +108,23 @@ def _save_lora(module: DistillationModule, pipe: Any, folder: Path) -> None:
     if hasattr(pipe, "save_lora_weights"):
         metadata = config.to_dict()
         metadata["target_modules"] = sorted(metadata["target_modules"])  # a set, which JSON does not know
-        type(pipe).save_lora_weights(
-            folder, transformer_lora_layers=weights, transformer_lora_adapter_metadata=_plain(metadata)
-        )
+        for number, part in enumerate(_by_network(module.backbone, weights).values()):
+            type(pipe).save_lora_weights(
+                folder,
+                transformer_lora_layers=part,
+                transformer_lora_adapter_metadata=_plain(metadata),
+                weight_name=LORA_WEIGHTS[number],
+            )
         return
     config.save_pretrained(str(folder))
     save_file(weights, folder / PEFT_WEIGHTS, {"format": "pt"})
 
 
-def _load_lora(pipe: Any, folder: Path) -> None:
+def _load_lora(pipe: Any, folder: Path, backbone: Backbone) -> None:
     """The inverse of `_save_lora`, as the model card does it."""
     if hasattr(pipe, "load_lora_weights"):
-        pipe.load_lora_weights(folder)
+        for name, network in zip(LORA_WEIGHTS, backbone.networks, strict=False):
+            pipe.load_lora_weights(folder, weight_name=name, **_into(network))
         return
     inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), pipe.transformer)
     set_peft_model_state_dict(pipe.transformer, load_file(folder / PEFT_WEIGHTS))
@@ -132,6 +138,18 @@ def _adapter(module: DistillationModule) -> tuple[LoraConfig, dict[str, Tensor]]
     return copy.deepcopy(network.config), weights
 
 
+def _by_network(backbone: Backbone, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Weights by the pipeline's components that they belong to."""
+    if len(backbone.networks) == 1:
+        return {backbone.networks[0]: dict(weights)}
+    return {network: below(f"{network}.", weights) for network in backbone.networks}
+
+
+def _into(network: str) -> dict[str, bool]:
+    """What diffusers has to be told to load a LoRA file into this component."""
+    return {} if network == "transformer" else {f"load_into_{network}": True}
+
+
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """A PEFT config with nothing but what JSON holds."""
     return json.loads(json.dumps(dict(config), default=str))  # type: ignore[no-any-return]
@@ -141,15 +159,17 @@ def _put_student_into(module: DistillationModule, pipe: Any) -> None:
     """Give a stock pipeline the student's weights, adapters merged into them."""
     if isinstance(module.network, LoraRoles):
         config, weights = _adapter(module)
-        tuner = LoraModel(pipe.transformer, config, "default")
-        set_peft_model_state_dict(pipe.transformer, weights)
-        pipe.transformer = tuner.merge_and_unload()
+        for name, part in _by_network(module.backbone, weights).items():
+            tuner = LoraModel(getattr(pipe, name), copy.deepcopy(config), "default")
+            set_peft_model_state_dict(getattr(pipe, name), part)
+            setattr(pipe, name, tuner.merge_and_unload())
         return
-    weights = module.network.weights_of(module.best_student)
-    missing, unexpected = pipe.transformer.load_state_dict(weights, strict=False)
-    parameters = {name for name, _ in pipe.transformer.named_parameters()}
-    if unexpected or parameters & set(missing):
-        raise RuntimeError(f"the student's weights do not fit the pipeline: {unexpected or missing}")
+    for name, part in _by_network(module.backbone, module.network.weights_of(module.best_student)).items():
+        network = getattr(pipe, name)
+        missing, unexpected = network.load_state_dict(part, strict=False)
+        parameters = {name for name, _ in network.named_parameters()}
+        if unexpected or parameters & set(missing):
+            raise RuntimeError(f"the student's weights do not fit the pipeline: {unexpected or missing}")
 
 
 def call_arguments(
@@ -215,8 +235,8 @@ def _reload(backbone: Backbone, folder: Path, format: ExportFormat) -> Any:
     if format == "pipeline":
         pipe = DiffusionPipeline.from_pretrained(folder, dtype=backbone.dtype)
     else:
-        pipe = load_pipeline(backbone.source, backbone.dtype)
-        _load_lora(pipe, folder)
+        pipe = backbone.load_pipeline()
+        _load_lora(pipe, folder, backbone)
         pipe.scheduler = _scheduler_class(folder).from_pretrained(folder, subfolder="scheduler")
     backbone.prepare(pipe)
     return pipe
@@ -270,15 +290,18 @@ class _Code(str):
 def _loading_code(module: DistillationModule, report: ExportReport) -> tuple[str, str]:
     """The code that loads an export: its imports, and what makes `pipe`."""
     backbone, name = module.backbone, report.folder.name
-    dtype, imports = str(backbone.dtype), ["from diffusers import DiffusionPipeline"]
+    dtype, kind = str(backbone.dtype), backbone.pipeline_class or "DiffusionPipeline"
+    imports = [f"from diffusers import {kind}"]
     if report.format == "pipeline":
-        load = [f'pipe = DiffusionPipeline.from_pretrained("{name}", dtype={dtype})']
+        load = [f'pipe = {kind}.from_pretrained("{name}", dtype={dtype})']
     else:
         scheduler = type(backbone.few_step_scheduler(module.sampling.steps, module.sampling.kind)).__name__
         imports[0] += f", {scheduler}"
-        load = [f'pipe = DiffusionPipeline.from_pretrained("{backbone.source}", dtype={dtype})']
+        load = [f'pipe = {kind}.from_pretrained("{backbone.source}", dtype={dtype})']
         if hasattr(_pipeline_class(backbone), "load_lora_weights"):
-            load.append(f'pipe.load_lora_weights("{name}")')
+            for file, network in zip(LORA_WEIGHTS, backbone.networks, strict=False):
+                into = "".join(f", {key}={value}" for key, value in _into(network).items())
+                load.append(f'pipe.load_lora_weights("{name}", weight_name="{file}"{into})')
         else:
             imports.append("from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict")
             imports.append("from safetensors.torch import load_file")
@@ -289,7 +312,7 @@ def _loading_code(module: DistillationModule, report: ExportReport) -> tuple[str
 
 
 def _pipeline_class(backbone: Backbone) -> Any:
-    return getattr(diffusers, pipeline_class_name(backbone.source))
+    return getattr(diffusers, backbone.pipeline_name)
 
 
 def model_card(module: DistillationModule, report: ExportReport, size: VideoSize, facts: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from diffusers.utils import is_bs4_available, is_ftfy_available
@@ -40,6 +41,8 @@ class Backbone(ABC):
     text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")  # the pipeline's components for prompts
     image_parts: ClassVar[tuple[str, ...]] = ()  # and for images, besides the VAE
     takes_image: ClassVar[bool] = False  # whether videos begin with a given image; then `encode_images` is there too
+    networks: ClassVar[tuple[str, ...]] = ("transformer",)  # the pipeline's components that denoise
+    pipeline_class: ClassVar[str | None] = None  # of diffusers, where another is meant than the folder names
     text_length_is_fixed: ClassVar[bool] = False  # whether the pipeline's call leaves no choice of text tokens
 
     def __init__(self, source: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None) -> None:
@@ -232,24 +235,31 @@ class Backbone(ABC):
     def transformer_config(self) -> Mapping[str, Any]:
         return read_config(AutoencoderKL, self.source, "transformer")
 
+    @property
+    def pipeline_name(self) -> str:
+        return self.pipeline_class or str(self.pipeline_config["_class_name"])
+
+    def load_pipeline(self, **components: Any) -> Any:
+        """The pipeline, without the components that are given as None."""
+        return load_pipeline(self.source, self.dtype, self.pipeline_class, **components)
+
     def load_transformer(self) -> nn.Module:
         """The teacher's network, frozen and in evaluation mode. VAE and text encoder are not loaded."""
-        pipe = load_pipeline(self.source, self.dtype, vae=None, **dict.fromkeys((*self.text_parts, *self.image_parts)))
+        pipe = self.load_pipeline(vae=None, **dict.fromkeys((*self.text_parts, *self.image_parts)))
         transformer: nn.Module = pipe.transformer
         return transformer.eval().requires_grad_(False)
 
     @cached_property
     def vae(self) -> Any:
         """The VAE alone: to decode samples on a cache, whose text embeddings are there."""
-        others = ("transformer", *self.text_parts, *self.image_parts)
-        pipe = load_pipeline(self.source, self.dtype, **dict.fromkeys(others))
+        pipe = self.load_pipeline(**dict.fromkeys((*self.networks, *self.text_parts, *self.image_parts)))
         self.prepare(pipe)
         return pipe.vae.eval().requires_grad_(False).to(self.device)
 
     @cached_property
     def encoders(self) -> Any:
         """The pipeline with all that encodes prompts and images but without the transformer."""
-        pipe = load_pipeline(self.source, self.dtype, transformer=None, vae=self.vae)
+        pipe = self.load_pipeline(vae=self.vae, **dict.fromkeys(self.networks))
         self.prepare(pipe)
         for name in self._encoders:
             getattr(pipe, name).eval().requires_grad_(False).to(self.device)
@@ -299,7 +309,7 @@ class Backbone(ABC):
         folder, and by the id for a hub repository.
         """
         identity = {
-            "pipeline": str(pipeline_class_name(self.source)),
+            "pipeline": self.pipeline_name,
             "vae": _digest(_without_private(self.vae_config)),
             "text_length": str(self.max_sequence_length),
         }
@@ -310,7 +320,7 @@ class Backbone(ABC):
     def network_identity(self) -> dict[str, str]:
         """`identity`, and what decides the teacher's own samples besides."""
         config = {"transformer": _digest(_without_private(self.transformer_config)), "dtype": str(self.dtype)}
-        return self.identity() | config | {"network_weights": self._weights("transformer")}
+        return self.identity() | config | {"network_weights": self._weights(*self.networks)}
 
     def _weights(self, *components: str) -> str:
         folder = Path(self.source)
@@ -324,10 +334,11 @@ def cleaned_captions() -> dict[str, bool]:
     return {"clean_caption": is_bs4_available() and is_ftfy_available()}
 
 
-def load_pipeline(source: str, dtype: torch.dtype, **components: Any) -> Any:
-    """`DiffusionPipeline.from_pretrained`, which neither downloads nor loads components that are given (as None)."""
+def load_pipeline(source: str, dtype: torch.dtype, name: str | None = None, **components: Any) -> Any:
+    """`DiffusionPipeline.from_pretrained`, or that of the class `name`, which neither downloads nor loads components
+    that are given (as None)."""
     try:
-        return DiffusionPipeline.from_pretrained(source, dtype=dtype, **components)
+        return getattr(diffusers, name or "DiffusionPipeline").from_pretrained(source, dtype=dtype, **components)
     except OSError as error:
         raise teacher_not_found(source, error) from error
 

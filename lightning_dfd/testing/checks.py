@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -156,7 +155,7 @@ def pipeline_output(case: Case, steps: int, guidance: float, output_type: str) -
     Prompt by prompt: no sample may depend on what else is in its batch, though some pipelines pad to the longest.
     """
     backbone, texts = case.teacher, list(_prompts(case))
-    pipe = DiffusionPipeline.from_pretrained(case.source)
+    pipe = backbone.load_pipeline()
     pipe.set_progress_bar_config(disable=True)
     backbone.prepare(pipe, guidance)
     call = call_arguments(backbone, type(pipe), case.size, steps, guidance)

@@ -53,9 +53,10 @@ def save_tiny(name: str, folder: str | Path, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipe = TINY[name].build()
-        for parameter in pipe.transformer.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.02)
+        for network in (pipe.transformer, getattr(pipe, "transformer_2", None)):
+            for parameter in () if network is None else network.parameters():
+                if not parameter.any():
+                    torch.nn.init.normal_(parameter, std=0.02)
     pipe.save_pretrained(folder)
     return Path(folder)
 
