@@ -45,5 +45,4 @@ def latte() -> LattePipeline:
     )
 
 
-# Its pipeline takes 120 tokens whatever one says, and treats prompts in a list otherwise than each by itself.
-TINY = {"latte": Tiny(latte, steps=EVEN, text_length=None)}
+TINY = {"latte": Tiny(latte, steps=EVEN, text_length=120)}  # its pipeline takes no other number of tokens

@@ -26,7 +26,7 @@ class Trial:
         size: of videos that fit it, with more than one place along every axis of the latents.
         steps: times of a student that a stock scheduler samples at.
         kinds: of sampling for which there is one.
-        text_length: tokens of a prompt; None where its call leaves no choice.
+        text_length: tokens of a prompt; None for the pipeline's default.
         pixel_error: how far the pipeline's own frames, in [0, 1], may be from what its VAE decodes.
         refuses: checks of lightning_dfd.testing for which the family has no way, and says so by a ValueError.
     """
