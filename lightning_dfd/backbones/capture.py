@@ -85,9 +85,12 @@ def record(pipe: Any, first_call_only: bool = False, **arguments: Any) -> Record
 def _undisturbed() -> Iterator[None]:
     """Own random draws, no autocast, and tensors that may take part in training later."""
     cuda = torch.cuda.is_available()
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if cuda else []), torch.inference_mode(False):
-        with torch.autocast("cuda" if cuda else "cpu", enabled=False):
-            yield
+    with (
+        torch.random.fork_rng(devices=[torch.cuda.current_device()] if cuda else []),
+        torch.inference_mode(False),
+        torch.autocast("cuda" if cuda else "cpu", enabled=False),
+    ):
+        yield
 
 
 def _by_name(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
