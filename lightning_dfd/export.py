@@ -131,9 +131,7 @@ def call_arguments(backbone: Backbone, pipeline_class: type, size: VideoSize, st
     call = {
         "num_inference_steps": steps,
         **backbone.guidance_arguments(1.0),
-        "num_frames": size.frames,
-        "height": size.height,
-        "width": size.width,
+        **backbone.size_arguments(size),
     }
     parameter = inspect.signature(pipeline_class.__call__).parameters.get("max_sequence_length")
     if parameter is not None and parameter.default != backbone.max_sequence_length:
@@ -161,7 +159,7 @@ def _compare(
     noise = noise.to(device, backbone.dtype)  # some pipelines take given latents only in their own precision
     image = example_image(size)
     cond = backbone.encode_prompts([PROMPT]) | backbone.encode_images(image.to(device), size.frames)
-    noise = backbone.keep_given(noise, cond)
+    start = backbone.pipeline_latents(noise, cond)
     fresh = torch.Generator(device).manual_seed(SEED)
 
     def draw(like: Tensor) -> Tensor:
@@ -170,9 +168,10 @@ def _compare(
 
     ours = backbone.pack(module.sample_latents(module.best_student, cond, noise.float(), draw)).float().cpu()
     pipe = _reload(backbone, folder, format).to(device)
-    given = {"image": Image.fromarray(to_frames(image[:, :, None])[0, 0].numpy())} if backbone.takes_image else {}
-    call = call_arguments(backbone, type(pipe), size, len(module.sampling.steps)) | given
-    theirs = _stock_latents(pipe, backbone.pack(noise), call).float().cpu()
+    call = call_arguments(backbone, type(pipe), size, len(module.sampling.steps))
+    if backbone.takes_image:
+        call |= backbone.image_arguments(Image.fromarray(to_frames(image[:, :, None])[0, 0].numpy()))
+    theirs = _stock_latents(pipe, start, call).float().cpu()
     error = float((ours - theirs).square().mean().sqrt() / ours.square().mean().sqrt())
     tolerance = TOLERANCE[backbone.dtype]
     if not error <= tolerance:
@@ -231,14 +230,19 @@ def posterior_means() -> Iterator[None]:
         yield
 
 
+class _Code(str):
+    """Code that stands as it is in lists of arguments."""
+
+    __repr__ = str.__str__
+
+
 def model_card(module: DistillationModule, report: ExportReport, size: VideoSize, facts: Mapping[str, str]) -> str:
     """README.md of an export: what it is, and the code that runs it."""
     backbone = module.backbone
     pipeline = DiffusionPipeline.load_config(backbone.source)["_class_name"]
     call = call_arguments(backbone, getattr(diffusers, pipeline), size, report.network_calls)
-    arguments = "".join(f", {name}={value}" for name, value in call.items())
-    if backbone.takes_image:
-        arguments = f', image=load_image("first_frame.png"){arguments}'
+    image = backbone.image_arguments(_Code('load_image("first_frame.png")')) if backbone.takes_image else {}
+    arguments = "".join(f", {name}={value}" for name, value in (image | call).items())
     kind, loader = ("image", ", load_image") if backbone.takes_image else ("text", "")
     dtype = str(backbone.dtype)
     if report.format == "pipeline":

@@ -485,7 +485,7 @@ class DistillationModule(LightningModule):
         if self.negative is None:
             prompt = self.dmd.negative_prompt
             cached = None if self.datamodule is None else self.datamodule.negative_conditioning(prompt)
-            self.negative = cached or self.backbone.encode_prompts([prompt])
+            self.negative = cached or self.backbone.encode_negative([prompt])
         if self.negative.device != like.device:
             self.negative = self.negative.to(like.device)
         return self.negative

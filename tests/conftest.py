@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Packages that diffusers looks for when it is imported, here and in the processes that tests start.
+sys.path.insert(0, str(Path(__file__).parent / "stand_ins"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
 
 import pytest
 import torch

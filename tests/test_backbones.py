@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
+from lightning_dfd.tiny import TINY
 from lightning_dfd.types import VideoSize
 
 
@@ -37,3 +42,39 @@ def test_missing_and_unknown_teachers_are_named(tmp_path, tiny: dict) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "LattePipeline"}')
     with pytest.raises(ValueError, match=r"LattePipeline.*CogVideoXPipeline"):
         backbone_from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("family", "scheduler"), [("skyreels", UniPCMultistepScheduler), ("sanavideo", DPMSolverMultistepScheduler)]
+)
+def test_times_of_the_schedulers_that_families_are_published_with(
+    tiny: dict[str, Path], tmp_path: Path, family: str, scheduler: Any
+) -> None:
+    """The tiny pipelines have Euler's; these solvers are other methods, but they go through the same times."""
+    pipe = DiffusionPipeline.from_pretrained(tiny[family])
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = scheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0)
+    pipe.save_pretrained(tmp_path)
+    backbone, size = backbone_from_pretrained(str(tmp_path)), TINY[family].size
+    shape = backbone.latent_shape(size)
+    told: list[float] = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda network, args, named: told.append(float(named["timestep"][0])), with_kwargs=True
+    )
+    call = {"num_inference_steps": 5, "guidance_scale": 1.0, "max_sequence_length": 16, "output_type": "latent"}
+    pipe(prompt="a cat", latents=torch.randn(1, *shape), **call, **backbone.size_arguments(size))
+    times = backbone.teacher_times(5, shape)
+    assert backbone.schedule.prediction == "flow"
+    assert told == [int(1000 * time) for time in times]  # these solvers round what the network is told
+    assert pipe.scheduler.sigmas[:5].tolist() == pytest.approx(times)
+
+
+def test_pipelines_of_a_family_that_differ_are_refused(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    sana = backbone_from_pretrained(str(tiny["sanavideo"]))
+    monkeypatch.setattr(sana, "vae_config", {"_class_name": "AutoencoderDC"})
+    with pytest.raises(ValueError, match="has a AutoencoderDC; of SANA-Video only pipelines with AutoencoderKLWan"):
+        sana.check_size(TINY["sanavideo"].size)
+    kandinsky = backbone_from_pretrained(str(tiny["kandinsky"]))
+    monkeypatch.setattr(kandinsky, "transformer_config", {"attention_type": "nabla"})
+    with pytest.raises(ValueError, match="attention_type 'nabla'; only 'regular' is supported"):
+        kandinsky.load_transformer()

@@ -11,25 +11,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone
+from lightning_dfd.backbones.sana_video import SanaVideoBackbone
 from lightning_dfd.backbones.wan import WanBackbone, WanImageBackbone
 from lightning_dfd.noise import unshift_time
-from lightning_dfd.testing import CHECKS, Case, check_backbone
+from lightning_dfd.testing import CHECKS, Case, check_backbone, run_check
 from lightning_dfd.tiny import TINY
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 
 @pytest.fixture(scope="session")
 def cases(tiny: dict[str, Path]) -> dict[str, Case]:
-    return {
-        name: Case(str(tiny[name]), None, this.size, this.steps, this.kinds, this.text_length)
-        for name, this in TINY.items()
-    }
+    return {name: Case.of(tiny[name], this) for name, this in TINY.items()}
 
 
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("family", TINY)
 def test_contract(cases: dict[str, Case], family: str, check: str, tmp_path: Path) -> None:
-    CHECKS[check](cases[family], tmp_path)
+    run_check(check, cases[family], tmp_path)
 
 
 # ---- backbones with one mistake each ------------------------------------------------------------------------
@@ -72,6 +71,17 @@ class ForgetsImages(WanImageBackbone):
         return super().encode_images(torch.zeros_like(images), frames)
 
 
+class InstructsNegatives(SanaVideoBackbone):
+    def encode_negative(self, prompts: Sequence[str]) -> Conditioning:
+        return self.encode_prompts(prompts)
+
+
+class SeesPadding(Kandinsky5Backbone):
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        cond = super().encode_prompts(prompts)
+        return cond | Conditioning({"prompt_length": cond["prompt_length"] + 1})
+
+
 class OtherScheduler(WanBackbone):
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
         return super().few_step_scheduler([unshift_time(t, 1.2) for t in steps], kind)
@@ -93,6 +103,8 @@ class WrongShape(WanBackbone):
         (MixesPrompts, "wan", ["prompts"]),
         (LosesGradients, "wan", ["checkpointing", "train_lora", "train_full", "gan"]),
         (ForgetsImages, "wan_i2v", ["x0", "replay", "image", "export_pipeline"]),
+        (InstructsNegatives, "sanavideo", ["replay"]),
+        (SeesPadding, "kandinsky", ["x0", "replay"]),
         (OtherScheduler, "wan", ["export_pipeline", "export_full"]),
         (WrongShape, "wan", ["layout"]),
     ],
@@ -109,6 +121,8 @@ def test_contract_notices(
 def test_the_whole_contract_in_one_line(cases: dict[str, Case], tmp_path: Path) -> None:
     found = check_backbone(cases["wan"], tmp_path)
     assert found.keys() == CHECKS.keys()
+    with pytest.raises(AssertionError, match="was not refused"):
+        run_check("layout", replace(cases["wan"], refuses=("layout",)), tmp_path)
     assert all(error is None or error < 0.05 for error in found.values())
 
 

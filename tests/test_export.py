@@ -39,8 +39,8 @@ import torch
 from safetensors.torch import load_file, save_file
 {code}
 tensors = load_file({noise!r})
-latents = pipe("a cat", latents=tensors["noise"], output_type="latent", generator=torch.Generator().manual_seed(3),
-               **{call!r}).frames
+latents = pipe(prompt="a cat", latents=tensors["noise"], generator=torch.Generator().manual_seed(3),
+               output_type="latent", **{call!r}).frames
 assert "lightning_dfd" not in sys.modules
 save_file({{"latents": latents.contiguous()}}, {noise!r} + ".out")
 """

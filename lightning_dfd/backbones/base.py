@@ -96,12 +96,16 @@ class Backbone(ABC):
         return self.compression()[1] * int(patch if isinstance(patch, int) else patch[-1])
 
     def pack(self, latents: Tensor) -> Tensor:
-        """From our latents [B, ...] to the layout that the pipeline takes and returns. Only moves numbers."""
+        """From our latents [B, ...] to the layout in which the pipeline's scheduler steps. Only moves numbers."""
         return latents
 
     def unpack(self, packed: Tensor, shape: Sequence[int]) -> Tensor:
         """The inverse of `pack`; `shape` is that of one clip's latents, as `latent_shape` gives it."""
         return packed
+
+    def pipeline_latents(self, latents: Tensor, cond: Conditioning) -> Tensor:
+        """What the pipeline's call takes as its `latents`, to begin at ours [B, ...]: packed, with what is given."""
+        return self.pack(self.keep_given(latents, cond))
 
     def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[float, ...]:
         """The times of the pipeline's own `num_steps` steps for latents of `shape` (no batch axis), largest first."""
@@ -111,18 +115,35 @@ class Backbone(ABC):
         """How the pipeline's call is told to use classifier-free guidance of this scale; 1 is none."""
         return {"guidance_scale": scale}
 
-    @torch.no_grad()
+    def size_arguments(self, size: VideoSize) -> dict[str, Any]:
+        """How the pipeline's call is told what size of video to make."""
+        return {"num_frames": size.frames, "height": size.height, "width": size.width}
+
+    def image_arguments(self, image: Any) -> dict[str, Any]:
+        """How an image-to-video pipeline's call is given the image with which the video begins."""
+        return {"image": image}
+
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """The conditioning of B prompts, as the pipeline's own call makes it.
 
         Right for every pipeline whose `encode_prompt` answers (positive, negative), or (positive, its mask,
         negative, its mask): `prompt_embeds` [B, L, D] and `prompt_attention_mask` [B, L].
         """
+        return self._encode(prompts)
+
+    def encode_negative(self, prompts: Sequence[str]) -> Conditioning:
+        """As `encode_prompts`, of prompts to guide away from, which some pipelines encode in another way."""
+        return self.encode_prompts(prompts)
+
+    @torch.no_grad()
+    def _encode(self, prompts: Sequence[str], **options: Any) -> Conditioning:
+        """`encode_prompts` with further arguments of the pipeline's `encode_prompt`."""
         embeds, *others = self.encoders.encode_prompt(
             list(prompts),
             do_classifier_free_guidance=False,
             max_sequence_length=self.max_sequence_length,
             device=self.device,
+            **options,
         )
         masks = {"prompt_attention_mask": others[0]} if len(others) == 3 else {}
         return Conditioning({"prompt_embeds": embeds} | masks)

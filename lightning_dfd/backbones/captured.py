@@ -14,7 +14,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import ClassifierFreeGuidance, DiffusionPipeline
+from diffusers import ClassifierFreeGuidance
 from torch import Tensor, nn
 
 from lightning_dfd.backbones.base import Backbone, load_pipeline, pipeline_class_name
@@ -39,7 +39,7 @@ from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 STEPS, GUIDANCE = 4, 3.0  # of the proof's runs
 PROMPT, OTHERS, NEGATIVE = "a cat", ("two dogs", ""), "bad"
 MEASURED = VideoSize(25, 64, 64)  # a clip by which the VAE's compression is measured
-ARGUMENTS = ("prompt", "num_frames", "height", "width", "num_inference_steps", "generator", "latents", "output_type")
+ARGUMENTS = ("prompt", "num_inference_steps", "generator", "latents", "output_type")
 
 _PROVEN: dict[str, Facts] = {}  # by what decides a teacher's samples: a process proves a teacher once
 
@@ -55,8 +55,9 @@ class CapturedBackbone(Backbone):
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "ffn.net.0.proj", "ffn.net.2")
 
     def __init__(self, source: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None) -> None:
-        self.pipeline = pipeline_class_name(str(source))
-        self.parts = _parts(str(source))
+        self.source = str(source)
+        self.pipeline = pipeline_class_name(self.source)
+        self.parts = _parts(self.pipeline_config)
         if not {"transformer", "vae", "scheduler"} <= self.parts.keys():
             seen = f"the components are {', '.join(self.parts)}; needed are transformer, vae and scheduler"
             raise self._refused("call", seen)
@@ -166,7 +167,8 @@ class CapturedBackbone(Backbone):
     @torch.no_grad()
     def _prove(self, pipe: Any, run: Recording, size: VideoSize) -> None:
         """Our calls and our sampler against the runs of the pipeline."""
-        cond, other, negative = (self.encode_prompts([prompt]) for prompt in (PROMPT, OTHERS[0], NEGATIVE))
+        cond, other = (self.encode_prompts([prompt]) for prompt in (PROMPT, OTHERS[0]))
+        negative = self.encode_negative([NEGATIVE])
         noised = torch.cat([step.sample.float() for step in run.steps])
         timesteps = torch.stack([step.timestep.flatten()[0] for step in run.steps]).to(noised.device)
         both = Conditioning.cat([cond.expand(STEPS), other.expand(STEPS)])  # other rows that must not matter
@@ -222,11 +224,11 @@ class CapturedBackbone(Backbone):
             pipe.transformer = network
 
     def _record(self, pipe: Any, prompt: str, size: VideoSize, steps: int, scale: float, **arguments: Any) -> Recording:
-        missing = [name for name in ARGUMENTS if name not in self._parameters]
+        sizes = self.size_arguments(size)
+        missing = [name for name in (*ARGUMENTS, *sizes) if name not in self._parameters]
         if missing:
             raise self._refused("call", f"its call has no {' and no '.join(missing)}")
-        arguments |= {"num_frames": size.frames, "height": size.height, "width": size.width}
-        arguments |= {"prompt": prompt, "num_inference_steps": steps, **self.guidance_arguments(scale)}
+        arguments |= {"prompt": prompt, "num_inference_steps": steps, **sizes, **self.guidance_arguments(scale)}
         if "max_sequence_length" in self._parameters:
             arguments["max_sequence_length"] = self.max_sequence_length
         self.prepare(pipe, scale)
@@ -371,9 +373,8 @@ class CapturedBackbone(Backbone):
         return super().identity() | {"backbone": "captured"}
 
 
-def _parts(source: str) -> dict[str, str]:
-    """A pipeline's components that are there, name -> class."""
-    index: dict[str, Any] = DiffusionPipeline.load_config(source)
+def _parts(index: Mapping[str, Any]) -> dict[str, str]:
+    """The components that a model_index.json says are there, name -> class."""
     return {name: part[1] for name, part in index.items() if isinstance(part, (list, tuple)) and part[1] is not None}
 
 

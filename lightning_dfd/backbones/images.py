@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_dfd.backbones.base import Backbone
-from lightning_dfd.types import Conditioning
+from lightning_dfd.types import Conditioning, SampleKind
 
 
 class ImageChannels(Backbone):
@@ -44,6 +44,15 @@ class GivenFirstFrame(Backbone):
         given = cond["image_latents"].to(latents)
         rest = latents.narrow(self.frame_axis, 1, latents.shape[self.frame_axis] - 1)
         return torch.cat([given, rest], self.frame_axis)
+
+
+def refuse_renoise(kind: SampleKind) -> None:
+    """For pipelines whose scheduler steps the later frames alone; raises ValueError for `renoise`."""
+    if kind == "renoise":
+        raise ValueError(
+            "this image-to-video pipeline draws fresh noise for the later frames alone, so its videos are not those of "
+            "our sampler; set model.sampling.kind: ode"
+        )
 
 
 def token_times(timestep: Tensor, frames: int, tokens_per_frame: int, given_frames: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_own_scheduler
-from lightning_dfd.backbones.images import GivenFirstFrame, token_times
+from lightning_dfd.backbones.images import GivenFirstFrame, refuse_renoise, token_times
 from lightning_dfd.noise import shifted_steps
 from lightning_dfd.sampler import teacher_times
 from lightning_dfd.types import Conditioning, SampleKind
@@ -88,9 +88,5 @@ class LTXImageBackbone(GivenFirstFrame, LTXBackbone):
         return token_times(timestep, shape[1], shape[2] * shape[3], given_frames=1)
 
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
-        if kind == "renoise":
-            raise ValueError(
-                "LTX's image pipeline draws fresh noise for the later frames alone, so its videos are not those of our "
-                "sampler; set model.sampling.kind: ode"
-            )
+        refuse_renoise(kind)
         return super().few_step_scheduler(steps, kind)

@@ -10,18 +10,28 @@ from diffusers import DiffusionPipeline
 from lightning_dfd.backbones.base import Backbone, read_config
 from lightning_dfd.backbones.captured import CapturedBackbone
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone, CogVideoXImageBackbone
+from lightning_dfd.backbones.cosmos import Cosmos25Backbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
+from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone
 from lightning_dfd.backbones.ltx import LTXBackbone, LTXImageBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
+from lightning_dfd.backbones.sana_video import SanaVideoBackbone, SanaVideoImageBackbone
+from lightning_dfd.backbones.skyreels import SkyReelsV2Backbone, SkyReelsV2ImageBackbone
 from lightning_dfd.backbones.wan import WanBackbone, WanImageBackbone
 
 BACKBONES: dict[str, type[Backbone]] = {
     "CogVideoXImageToVideoPipeline": CogVideoXImageBackbone,
     "CogVideoXPipeline": CogVideoXBackbone,
+    "Cosmos2_5_PredictBasePipeline": Cosmos25Backbone,
     "HunyuanVideoPipeline": HunyuanVideoBackbone,
+    "Kandinsky5T2VPipeline": Kandinsky5Backbone,
     "LTXImageToVideoPipeline": LTXImageBackbone,
     "LTXPipeline": LTXBackbone,
     "MochiPipeline": MochiBackbone,
+    "SanaImageToVideoPipeline": SanaVideoImageBackbone,
+    "SanaVideoPipeline": SanaVideoBackbone,
+    "SkyReelsV2ImageToVideoPipeline": SkyReelsV2ImageBackbone,
+    "SkyReelsV2Pipeline": SkyReelsV2Backbone,
     "WanImageToVideoPipeline": WanImageBackbone,
     "WanPipeline": WanBackbone,
 }

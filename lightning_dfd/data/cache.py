@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -81,6 +81,9 @@ class CacheEntry:
     prompt: str
 
 
+Encode = Callable[[Sequence[str]], Conditioning]
+
+
 @dataclass(frozen=True)
 class CacheReport:
     """What `write_cache` did: clips written, clips that were there already, clips left out."""
@@ -136,9 +139,12 @@ def write_cache(
     problems = tuple(left_out.values())
     if not done:
         raise ValueError(f"nothing to cache: none of {len(clips)} clips could be read{first_problems(problems)}")
-    prompts = dict.fromkeys([*(clip.caption for clip in done), *negative_prompts])
-    for prompt in tqdm(prompts, desc="prompts", disable=not progress):
-        _write_prompt(backbone, prompt, folder, source)
+    captions = dict.fromkeys(clip.caption for clip in done)
+    texts: list[tuple[Encode, str, str]]
+    texts = [(backbone.encode_prompts, caption, _id(caption)) for caption in captions]
+    texts += [(backbone.encode_negative, prompt, _negative_id(prompt)) for prompt in dict.fromkeys(negative_prompts)]
+    for encode, text, name in tqdm(texts, desc="prompts", disable=not progress):
+        _write_prompt(encode, text, _prompt_path(folder, name), source)
     _write_index(folder, source, done, problems)
     return CacheReport(written=len(done) - kept, kept=kept, problems=problems)
 
@@ -179,13 +185,12 @@ def _encode_group(
         _save({LATENTS: latents[row]} | own, _latents_path(folder, name), made_from)
 
 
-def _write_prompt(backbone: Backbone, prompt: str, folder: Path, source: CacheSource) -> None:
-    path = _prompt_path(folder, _id(prompt))
+def _write_prompt(encode: Encode, prompt: str, path: Path, source: CacheSource) -> None:
     made_from = {"prompt": prompt, "source": source.digest}
     if _metadata(path) == made_from:
         return
     # one by one: some pipelines pad to the longest of a batch, some take a single prompt
-    cond = backbone.encode_prompts([prompt])
+    cond = encode([prompt])
     _save({name: value[0].cpu() for name, value in cond.tensors.items()}, path, made_from)
 
 
@@ -309,7 +314,18 @@ class LatentCache:
         Raises:
             ValueError: the prompt was not embedded when the cache was made.
         """
-        tensors = _load(_prompt_path(self.folder, _id(prompt)), f"the embedding of the prompt {prompt!r}")
+        return self._embedding(_id(prompt), f"the embedding of the prompt {prompt!r}")
+
+    def negative_conditioning(self, prompt: str) -> Conditioning:
+        """The conditioning of one prompt to guide away from, batch 1.
+
+        Raises:
+            ValueError: it was not among the negative prompts when the cache was made.
+        """
+        return self._embedding(_negative_id(prompt), f"the embedding of the negative prompt {prompt!r}")
+
+    def _embedding(self, name: str, what: str) -> Conditioning:
+        tensors = _load(_prompt_path(self.folder, name), what)
         return Conditioning({name: value[None] for name, value in tensors.items()})
 
 
@@ -355,6 +371,11 @@ def _latents_path(folder: Path, name: str) -> Path:
 
 def _prompt_path(folder: Path, name: str) -> Path:
     return folder / "prompts" / f"{name}.safetensors"
+
+
+def _negative_id(prompt: str) -> str:
+    """As `_id`, for a prompt to guide away from: a caption of the same words may be embedded in another way."""
+    return _id(f"negative prompt: {prompt}")
 
 
 def _id(text: str) -> str:

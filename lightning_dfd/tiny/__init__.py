@@ -12,14 +12,18 @@ from pathlib import Path
 
 import torch
 
-from lightning_dfd.tiny import cogvideox, hunyuan, ltx, mochi, wan
-from lightning_dfd.tiny.parts import TEXT_LENGTH, Tiny
+from lightning_dfd.tiny import cogvideox, cosmos, hunyuan, kandinsky, ltx, mochi, sana_video, skyreels, wan
+from lightning_dfd.tiny.parts import TEXT_LENGTH, Tiny, Trial
 
 TINY: dict[str, Tiny] = {
     **cogvideox.TINY,
+    **cosmos.TINY,
     **hunyuan.TINY,
+    **kandinsky.TINY,
     **ltx.TINY,
     **mochi.TINY,
+    **sana_video.TINY,
+    **skyreels.TINY,
     **wan.TINY,
 }
 
@@ -40,4 +44,4 @@ def save_tiny(name: str, folder: str | Path, seed: int = 0) -> Path:
     return Path(folder)
 
 
-__all__ = ["TEXT_LENGTH", "TINY", "Tiny", "save_tiny"]
+__all__ = ["TEXT_LENGTH", "TINY", "Tiny", "Trial", "save_tiny"]

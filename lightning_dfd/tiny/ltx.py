@@ -56,6 +56,6 @@ def ltx(pipeline: Any = LTXPipeline) -> DiffusionPipeline:
 
 
 TINY = {
-    "ltx": Tiny(ltx, VideoSize(9, 64, 96)),
-    "ltx_i2v": Tiny(lambda: ltx(LTXImageToVideoPipeline), VideoSize(9, 64, 96), kinds=("ode",)),
+    "ltx": Tiny(ltx, size=VideoSize(9, 64, 96)),
+    "ltx_i2v": Tiny(lambda: ltx(LTXImageToVideoPipeline), size=VideoSize(9, 64, 96), kinds=("ode",)),
 }
