@@ -69,7 +69,8 @@ class DistillationModule(LightningModule):
 
     Args:
         teacher: hub id or folder of a diffusers video pipeline.
-        backbone: import path of a Backbone subclass; null to choose by the pipeline's class.
+        backbone: import path of a Backbone subclass, or `captured` for one that learns an unlisted pipeline's calls
+            by watching it; null to choose by the pipeline's class.
         dtype: precision of the frozen weights. What is trained is float32; see trainer.precision.
         max_sequence_length: text tokens per prompt; null for the pipeline's default.
         student: what is trained.

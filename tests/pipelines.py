@@ -104,7 +104,7 @@ def anyflow() -> AnyFlowPipeline:
 
 def anyflow_far() -> AnyFlowFARPipeline:
     """AnyFlow FAR: frame by frame with a cache of keys and values."""
-    transformer = AnyFlowFARTransformer3DModel(**WAN, rope_max_seq_len=32, chunk_partition=(1, 1))
+    transformer = AnyFlowFARTransformer3DModel(**{**WAN, "num_layers": 1}, rope_max_seq_len=32, chunk_partition=(1, 1))
     return AnyFlowFARPipeline(**wan_parts(transformer=transformer, scheduler=FlowMapEulerDiscreteScheduler()))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import ClassifierFreeGuidance, DiffusionPipeline
+from diffusers import ClassifierFreeGuidance
 from torch import Tensor, nn
 
 from lightning_dfd.backbones.base import Backbone, load_pipeline, pipeline_class_name
@@ -39,7 +39,7 @@ from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 STEPS, GUIDANCE = 4, 3.0  # of the proof's runs
 PROMPT, OTHERS, NEGATIVE = "a cat", ("two dogs", ""), "bad"
 MEASURED = VideoSize(25, 64, 64)  # a clip by which the VAE's compression is measured
-ARGUMENTS = ("prompt", "num_frames", "height", "width", "num_inference_steps", "generator", "latents", "output_type")
+ARGUMENTS = ("prompt", "num_inference_steps", "generator", "latents", "output_type")
 
 _PROVEN: dict[str, Facts] = {}  # by what decides a teacher's samples: a process proves a teacher once
 
@@ -48,20 +48,24 @@ class CapturedBackbone(Backbone):
     """Calls the network as its pipeline was seen to call it, after proof that this gives the pipeline's own latents.
 
     What a prompt is to the network is found out by running the pipeline up to its first network call. The proof runs
-    the whole pipeline twice for 4 steps at its smallest size, when it is first asked for anything but weights. Where
-    one of its checks fails it refuses and names the check. A subclass may override what is not understood; the proof
-    then tries the subclass's methods.
+    the whole pipeline twice for 4 steps at a small size, when the backbone is first used. Where one of its checks fails
+    it refuses and names the check. A subclass may override what comes out wrong; the proof then tries its methods.
     """
 
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "ffn.net.0.proj", "ffn.net.2")
 
     def __init__(self, source: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None) -> None:
-        self.pipeline = pipeline_class_name(str(source))
-        self.parts = _parts(str(source))
+        self.source = str(source)
+        self.pipeline = pipeline_class_name(self.source)
+        self.parts = _parts(self.pipeline_config)
         if not {"transformer", "vae", "scheduler"} <= self.parts.keys():
             seen = f"the components are {', '.join(self.parts)}; needed are transformer, vae and scheduler"
-            raise CaptureRefused(self.pipeline, "call", seen)
+            raise self._refused("call", seen)
         self.text_parts = tuple(name for name in self.parts if name.startswith(("text_", "tokenizer")))
+        if max_sequence_length is not None and "max_sequence_length" not in self._parameters:
+            raise ValueError(
+                f"model.max_sequence_length is {max_sequence_length}, but {self.pipeline} takes none; leave it null"
+            )
         self._seen: dict[tuple[VideoSize, int], Recording] = {}
         super().__init__(source, dtype, max_sequence_length)
 
@@ -76,8 +80,11 @@ class CapturedBackbone(Backbone):
                 with self._whole_pipeline() as pipe:
                     _PROVEN[key] = self._learn_and_prove(pipe)
             except Failed as failure:
-                raise CaptureRefused(self.pipeline, *failure.args) from failure.__cause__
+                raise self._refused(*failure.args) from failure
         return _PROVEN[key]
+
+    def _refused(self, check: str, seen: str) -> CaptureRefused:
+        return CaptureRefused(self.pipeline, check, seen)
 
     @contextmanager
     def _whole_pipeline(self) -> Iterator[Any]:
@@ -103,7 +110,7 @@ class CapturedBackbone(Backbone):
         size, temporal, spatial, multiple, raw = self._smallest(pipe)
         try:
             run = self._whole_run(pipe, size, output_type="pt")
-        except Failed:  # some take no scheduler but their own
+        except CaptureRefused:  # some take no scheduler but their own
             pipe.scheduler = own
             run = self._whole_run(pipe, size, output_type="pt")
         inputs = learn_inputs(run, STEPS)
@@ -129,16 +136,18 @@ class CapturedBackbone(Backbone):
             raw = tuple(latents.shape)
             temporal, spatial = (MEASURED.frames - 1) // max(raw[2] - 1, 1), MEASURED.height // raw[3]
         except Exception as error:
-            raise Failed("layout", f"its {type(pipe.vae).__name__} does not encode {MEASURED}: {error}") from error
+            raise self._refused(
+                "layout", f"its {type(pipe.vae).__name__} does not encode {MEASURED}: {error}"
+            ) from error
         if raw_shape(raw[1], temporal, spatial, MEASURED) != raw:
-            raise Failed("layout", f"its {type(pipe.vae).__name__} makes {raw} of {MEASURED}")
+            raise self._refused("layout", f"its {type(pipe.vae).__name__} makes {raw} of {MEASURED}")
         patch = self.transformer_config.get("patch_size", 1)
         base = spatial * (patch if isinstance(patch, int) else patch[-1])
         for multiple in (base, 2 * base, 4 * base):
             size = VideoSize(temporal + 1, 2 * multiple, 3 * multiple)
             try:
                 self._first_call(PROMPT, size)
-            except Failed as failure:
+            except CaptureRefused as failure:
                 reason = failure
                 continue
             return size, temporal, spatial, multiple, raw
@@ -158,7 +167,8 @@ class CapturedBackbone(Backbone):
     @torch.no_grad()
     def _prove(self, pipe: Any, run: Recording, size: VideoSize) -> None:
         """Our calls and our sampler against the runs of the pipeline."""
-        cond, other, negative = (self.encode_prompts([prompt]) for prompt in (PROMPT, OTHERS[0], NEGATIVE))
+        cond, other = (self.encode_prompts([prompt]) for prompt in (PROMPT, OTHERS[0]))
+        negative = self.encode_negative([NEGATIVE])
         noised = torch.cat([step.sample.float() for step in run.steps])
         timesteps = torch.stack([step.timestep.flatten()[0] for step in run.steps]).to(noised.device)
         both = Conditioning.cat([cond.expand(STEPS), other.expand(STEPS)])  # other rows that must not matter
@@ -169,7 +179,7 @@ class CapturedBackbone(Backbone):
             times = teacher_times(_config(pipe.scheduler), STEPS, **_own(run))
             schedule = self.schedule
         except (ValueError, KeyError) as error:
-            raise Failed(
+            raise self._refused(
                 "replay", f"no noise schedule is known for {type(pipe.scheduler).__name__}: {error}"
             ) from error
 
@@ -185,16 +195,18 @@ class CapturedBackbone(Backbone):
         ours = sample(partial(denoise, scale=GUIDANCE), schedule, noise, times)
         if not isinstance(guided.result, Tensor) or guided.result.shape != ours.shape:
             seen = f"the pipeline returns latents {tuple(guided.result.shape)}, its steps are on {tuple(ours.shape)}"
-            raise Failed("history", seen)
+            raise self._refused("history", seen)
         self._compare("replay", ours, guided.result, f"with guidance {GUIDANCE:g}: ")
 
     def _compare(self, check: str, ours: Tensor, theirs: Tensor, where: str = "") -> None:
         if ours.shape != theirs.shape:
-            raise Failed(check, f"ours are {tuple(ours.shape)}, the pipeline's {tuple(theirs.shape)}")
+            raise self._refused(check, f"ours are {tuple(ours.shape)}, the pipeline's {tuple(theirs.shape)}")
         ours, theirs = ours.float(), theirs.float()
         error = float((ours - theirs).square().mean().sqrt() / theirs.square().mean().sqrt())
         if not error <= TOLERANCE[self.dtype]:
-            raise Failed(check, f"{where}relative difference {error:.1e}, allowed is {TOLERANCE[self.dtype]:.0e}")
+            raise self._refused(
+                check, f"{where}relative difference {error:.1e}, allowed is {TOLERANCE[self.dtype]:.0e}"
+            )
 
     # ---- runs of the pipeline -----------------------------------------------------------------------------
 
@@ -212,19 +224,20 @@ class CapturedBackbone(Backbone):
             pipe.transformer = network
 
     def _record(self, pipe: Any, prompt: str, size: VideoSize, steps: int, scale: float, **arguments: Any) -> Recording:
-        missing = [name for name in ARGUMENTS if name not in self._parameters]
+        sizes = self.size_arguments(size)
+        missing = [name for name in (*ARGUMENTS, *sizes) if name not in self._parameters]
         if missing:
-            raise Failed("call", f"its call has no {' and no '.join(missing)}")
-        arguments |= {"num_frames": size.frames, "height": size.height, "width": size.width}
-        arguments |= {"prompt": prompt, "num_inference_steps": steps, **self.guidance_arguments(scale)}
+            raise self._refused("call", f"its call has no {' and no '.join(missing)}")
+        arguments |= {"prompt": prompt, "num_inference_steps": steps, **sizes, **self.guidance_arguments(scale)}
         if "max_sequence_length" in self._parameters:
             arguments["max_sequence_length"] = self.max_sequence_length
-        if "guider" in self.parts:
-            pipe.guider = _guider(scale)
+        self.prepare(pipe, scale)
         try:
             return record(pipe, **arguments)
         except Exception as error:
-            raise Failed("call", f"with a prompt and {size} it stops: {type(error).__name__}: {error}") from error
+            raise self._refused(
+                "call", f"with a prompt and {size} it stops: {type(error).__name__}: {error}"
+            ) from error
 
     def _at(self, size: VideoSize, steps: int = STEPS) -> Recording:
         """The first call at a size. Text encoders that are loaded for it alone are let go."""
@@ -267,7 +280,7 @@ class CapturedBackbone(Backbone):
         inputs, shape = self.facts.inputs, self.facts.latents.shape(size)
         seen = inputs.split(self._at(size).calls[0][inputs.sample])[0]
         if seen.shape != shape:
-            raise CaptureRefused(self.pipeline, "history", f"latents of {size} are {tuple(seen.shape)}, not {shape}")
+            raise self._refused("history", f"latents of {size} are {tuple(seen.shape)}, not {shape}")
         return shape[1:]
 
     def normalise(self, latents: Tensor) -> Tensor:
@@ -293,6 +306,11 @@ class CapturedBackbone(Backbone):
 
     def guidance_arguments(self, scale: float) -> dict[str, float]:
         return {"guidance_scale": scale} if "guidance_scale" in self._parameters else {}
+
+    def prepare(self, pipe: Any, guidance: float = 1.0) -> None:
+        """Give a pipeline that holds a guider one of plain classifier-free guidance."""
+        if "guider" in self.parts:
+            pipe.guider = _guider(guidance)
 
     def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[float, ...]:
         seen = self._at(self.facts.latents.size(shape), num_steps)
@@ -355,9 +373,8 @@ class CapturedBackbone(Backbone):
         return super().identity() | {"backbone": "captured"}
 
 
-def _parts(source: str) -> dict[str, str]:
-    """A pipeline's components that are there, name -> class."""
-    index: dict[str, Any] = DiffusionPipeline.load_config(source)
+def _parts(index: Mapping[str, Any]) -> dict[str, str]:
+    """The components that a model_index.json says are there, name -> class."""
     return {name: part[1] for name, part in index.items() if isinstance(part, (list, tuple)) and part[1] is not None}
 
 
