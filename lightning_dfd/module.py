@@ -69,7 +69,8 @@ class DistillationModule(LightningModule):
 
     Args:
         teacher: hub id or folder of a diffusers video pipeline.
-        backbone: import path of a Backbone subclass; null to choose by the pipeline's class.
+        backbone: import path of a Backbone subclass, or `captured` for one that learns an unlisted pipeline's calls
+            by watching it; null to choose by the pipeline's class.
         dtype: precision of the frozen weights. What is trained is float32; see trainer.precision.
         max_sequence_length: text tokens per prompt; null for the pipeline's default.
         student: what is trained.
@@ -267,8 +268,8 @@ class DistillationModule(LightningModule):
         scale = self.dmd.guidance if scale is None else scale
         if is_unguided(scale):
             return self.x0("teacher", x_t, t, cond)
-        negative = self.negative_conditioning(cond).expand(len(x_t))
-        both = Conditioning.cat([cond | negative, cond])
+        negative = self.negative_conditioning(cond)
+        both = Conditioning.cat([self.backbone.unconditional(negative, cond), cond])
         uncond, conditional = self.x0("teacher", torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         return guide(uncond, conditional, scale)
 

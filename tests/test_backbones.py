@@ -19,7 +19,7 @@ def test_latent_layout_round_trip(backbone: Backbone, size: VideoSize) -> None:
     latents = backbone.encode_videos(videos)
     assert latents.shape == (2, *backbone.latent_shape(size))
     with torch.no_grad():
-        raw = backbone.vae.encode(videos).latent_dist.mode()
+        raw = backbone.encode(videos)
     torch.testing.assert_close(backbone.denormalise(backbone.normalise(raw)), raw, rtol=1e-5, atol=1e-5)
 
 
@@ -39,8 +39,8 @@ def test_missing_and_unknown_teachers_are_named(tmp_path, tiny: dict) -> None:
         backbone_from_pretrained(str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match="not a subclass"):
         backbone_from_pretrained(str(tiny["wan"]), backbone="torch.nn.Linear")
-    (tmp_path / "model_index.json").write_text('{"_class_name": "LattePipeline"}')
-    with pytest.raises(ValueError, match=r"LattePipeline.*CogVideoXPipeline"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "SomePipeline"}')
+    with pytest.raises(ValueError, match=r"SomePipeline.*CogVideoXPipeline"):
         backbone_from_pretrained(str(tmp_path))
 
 

@@ -15,23 +15,20 @@ from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone, Kandinsky5Imag
 from lightning_dfd.backbones.sana_video import SanaVideoBackbone
 from lightning_dfd.backbones.wan import WanBackbone, WanImageBackbone
 from lightning_dfd.noise import unshift_time
-from lightning_dfd.testing import CHECKS, Case, check_backbone
+from lightning_dfd.testing import CHECKS, Case, check_backbone, run_check
 from lightning_dfd.tiny import TINY
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 
 @pytest.fixture(scope="session")
 def cases(tiny: dict[str, Path]) -> dict[str, Case]:
-    return {
-        name: Case(str(tiny[name]), None, this.size, this.steps, this.kinds, this.text_length)
-        for name, this in TINY.items()
-    }
+    return {name: Case.of(tiny[name], this) for name, this in TINY.items()}
 
 
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("family", TINY)
 def test_contract(cases: dict[str, Case], family: str, check: str, tmp_path: Path) -> None:
-    CHECKS[check](cases[family], tmp_path)
+    run_check(check, cases[family], tmp_path)
 
 
 # ---- backbones with one mistake each ------------------------------------------------------------------------
@@ -130,6 +127,8 @@ def test_contract_notices(
 def test_the_whole_contract_in_one_line(cases: dict[str, Case], tmp_path: Path) -> None:
     found = check_backbone(cases["wan"], tmp_path)
     assert found.keys() == CHECKS.keys()
+    with pytest.raises(AssertionError, match="was not refused"):
+        run_check("layout", replace(cases["wan"], refuses=("layout",)), tmp_path)
     assert all(error is None or error < 0.05 for error in found.values())
 
 

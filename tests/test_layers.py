@@ -32,8 +32,8 @@ GROUND_FIRST = [
     "trainer",
     "evaluation",
     "cli",
-    "testing",
     "tiny",
+    "testing",
     "toy",
 ]
 

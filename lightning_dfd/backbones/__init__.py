@@ -1,5 +1,7 @@
 from lightning_dfd.backbones.base import Backbone
+from lightning_dfd.backbones.captured import CapturedBackbone
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
+from lightning_dfd.backbones.cosmos import Cosmos25Backbone, Cosmos25ImageBackbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone
 from lightning_dfd.backbones.ltx import LTXBackbone
@@ -12,7 +14,10 @@ from lightning_dfd.backbones.wan import WanBackbone
 __all__ = [
     "BACKBONES",
     "Backbone",
+    "CapturedBackbone",
     "CogVideoXBackbone",
+    "Cosmos25Backbone",
+    "Cosmos25ImageBackbone",
     "HunyuanVideoBackbone",
     "Kandinsky5Backbone",
     "LTXBackbone",

@@ -13,8 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
+from diffusers.utils import is_bs4_available, is_ftfy_available
 from torch import Tensor, nn
 
 from lightning_dfd.noise import NoiseSchedule, schedule_from_config
@@ -36,16 +38,23 @@ class Backbone(ABC):
     """
 
     lora_targets: ClassVar[tuple[str, ...]]  # names of the linear layers that LoRA adapts
-    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")  # the pipeline's components for prompts
+    text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")  # the pipeline's components for prompts
     image_parts: ClassVar[tuple[str, ...]] = ()  # and for images, besides the VAE
-    least_frames: ClassVar[int] = 1  # of a video
     takes_image: ClassVar[bool] = False  # whether videos begin with a given image; then `encode_images` is there too
+    networks: ClassVar[tuple[str, ...]] = ("transformer",)  # the pipeline's components that denoise
+    pipeline_class: ClassVar[str | None] = None  # of diffusers, where another is meant than the folder names
+    text_length_is_fixed: ClassVar[bool] = False  # whether the pipeline's call leaves no choice of text tokens
 
     def __init__(self, source: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None) -> None:
         self.source = str(source)
         self.dtype = dtype
         self.device = torch.device("cpu")
         self.max_sequence_length = max_sequence_length or self.text_length()
+        if self.text_length_is_fixed and self.max_sequence_length != self.text_length():
+            raise ValueError(
+                f"model.max_sequence_length is {max_sequence_length}, but this pipeline always takes "
+                f"{self.text_length()} text tokens; leave it null"
+            )
 
     @classmethod
     def variant(cls, pipeline_config: Mapping[str, Any]) -> type[Backbone]:
@@ -91,6 +100,11 @@ class Backbone(ABC):
         """Channels of the latents; of the network's input there may be more, for an image."""
         return int(self.transformer_config["in_channels"])
 
+    def side_multiple(self) -> int:
+        """Height and width have to be multiples of this: one patch of the network's."""
+        patch = self.transformer_config["patch_size"]
+        return self.compression()[1] * int(patch if isinstance(patch, int) else patch[-1])
+
     def pack(self, latents: Tensor) -> Tensor:
         """From our latents [B, ...] to the layout in which the pipeline's scheduler steps. Only moves numbers."""
         return latents
@@ -114,6 +128,17 @@ class Backbone(ABC):
     def size_arguments(self, size: VideoSize) -> dict[str, Any]:
         """How the pipeline's call is told what size of video to make."""
         return {"num_frames": size.frames, "height": size.height, "width": size.width}
+
+    def image_arguments(self, image: Any) -> dict[str, Any]:
+        """How an image-to-video pipeline's call is given the image with which the video begins."""
+        return {"image": image}
+
+    def prepare(self, pipe: Any, guidance: float = 1.0) -> None:  # noqa: B027, most families need nothing
+        """Set on a stock pipeline what its call takes no arguments for."""
+
+    def preparation(self) -> tuple[str, ...]:
+        """`prepare` without guidance as lines of code about `pipe`, for model cards."""
+        return ()
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """The conditioning of B prompts, as the pipeline's own call makes it.
@@ -139,6 +164,10 @@ class Backbone(ABC):
         )
         masks = {"prompt_attention_mask": others[0]} if len(others) == 3 else {}
         return Conditioning({"prompt_embeds": embeds} | masks)
+
+    def unconditional(self, negative: Conditioning, cond: Conditioning) -> Conditioning:
+        """What the network is told in the unguided half of guidance: cond (batch B) with `negative` (1) for prompts."""
+        return cond | negative.expand(cond.batch_size)
 
     def encode_images(self, images: Tensor, frames: int) -> Conditioning:
         """What the network is told of the images [B, C, H, W], in [-1, 1], with which videos of `frames` begin.
@@ -171,8 +200,13 @@ class Backbone(ABC):
 
         The mean of the VAE's posterior, so that a cache does not depend on a draw.
         """
-        latents = self.vae.encode(videos.to(self.device, self.vae.dtype)).latent_dist.mode()
+        latents = self.encode(videos.to(self.device, self.vae.dtype))
         return self.normalise(latents.float())
+
+    def encode(self, videos: Tensor) -> Tensor:
+        """The VAE's encoder: videos [B, C, F, H, W] to latents [B, C, f, h, w] as it gives them."""
+        latents: Tensor = self.vae.encode(videos).latent_dist.mode()
+        return latents
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -205,23 +239,32 @@ class Backbone(ABC):
     def transformer_config(self) -> Mapping[str, Any]:
         return read_config(AutoencoderKL, self.source, "transformer")
 
+    @property
+    def pipeline_name(self) -> str:
+        return self.pipeline_class or str(self.pipeline_config["_class_name"])
+
+    def load_pipeline(self, **components: Any) -> Any:
+        """The pipeline, without the components that are given as None."""
+        return load_pipeline(self.source, self.dtype, self.pipeline_class, **components)
+
     def load_transformer(self) -> nn.Module:
         """The teacher's network, frozen and in evaluation mode. VAE and text encoder are not loaded."""
-        pipe = load_pipeline(self.source, self.dtype, vae=None, **dict.fromkeys((*self.text_parts, *self.image_parts)))
+        pipe = self.load_pipeline(vae=None, **dict.fromkeys((*self.text_parts, *self.image_parts)))
         transformer: nn.Module = pipe.transformer
         return transformer.eval().requires_grad_(False)
 
     @cached_property
     def vae(self) -> Any:
         """The VAE alone: to decode samples on a cache, whose text embeddings are there."""
-        others = ("transformer", *self.text_parts, *self.image_parts)
-        pipe = load_pipeline(self.source, self.dtype, **dict.fromkeys(others))
+        pipe = self.load_pipeline(**dict.fromkeys((*self.networks, *self.text_parts, *self.image_parts)))
+        self.prepare(pipe)
         return pipe.vae.eval().requires_grad_(False).to(self.device)
 
     @cached_property
     def encoders(self) -> Any:
         """The pipeline with all that encodes prompts and images but without the transformer."""
-        pipe = load_pipeline(self.source, self.dtype, transformer=None, vae=self.vae)
+        pipe = self.load_pipeline(vae=self.vae, **dict.fromkeys(self.networks))
+        self.prepare(pipe)
         for name in self._encoders:
             getattr(pipe, name).eval().requires_grad_(False).to(self.device)
         return pipe
@@ -241,25 +284,27 @@ class Backbone(ABC):
             if moved and name in self.__dict__:
                 getattr(self, name).to(device)
 
-    def size_multiple(self) -> int:
-        """What both sides of a video have to be multiples of, in pixels."""
-        patch = self.transformer_config["patch_size"]
-        return self.compression()[1] * int(patch if isinstance(patch, int) else patch[-1])
-
     def check_size(self, size: VideoSize) -> None:
-        """Raise ValueError, naming the nearest size that works, for one that does not divide evenly."""
-        temporal, multiple = self.compression()[0], self.size_multiple()
-        nearest = VideoSize(
-            frames=max(self.least_frames, round((size.frames - 1) / temporal) * temporal + 1),
+        """Raise ValueError, naming the nearest size that works, for one that does not fit."""
+        nearest = self.nearest_size(size)
+        if nearest != size:
+            raise ValueError(
+                f"{size} does not fit {self.source}: {self.size_rule()}; "
+                f"the nearest is {nearest} (data.frames, data.height, data.width)"
+            )
+
+    def nearest_size(self, size: VideoSize) -> VideoSize:
+        """The size nearest to `size` that pipeline and VAE can make."""
+        temporal, multiple = self.compression()[0], self.side_multiple()
+        return VideoSize(
+            frames=round((size.frames - 1) / temporal) * temporal + 1,
             height=max(1, round(size.height / multiple)) * multiple,
             width=max(1, round(size.width / multiple)) * multiple,
         )
-        if nearest != size:
-            least = f", at least {self.least_frames}," if self.least_frames > 1 else ""
-            raise ValueError(
-                f"{size} does not fit {self.source}: frames must be {temporal}k + 1{least} and both sides multiples of "
-                f"{multiple}; the nearest is {nearest} (data.frames, data.height, data.width)"
-            )
+
+    def size_rule(self) -> str:
+        """The rule of `nearest_size` in words."""
+        return f"frames must be {self.compression()[0]}k + 1 and both sides multiples of {self.side_multiple()}"
 
     def identity(self) -> dict[str, str]:
         """What decides latents and embeddings, so that a cache can be refused for another teacher.
@@ -268,7 +313,7 @@ class Backbone(ABC):
         folder, and by the id for a hub repository.
         """
         identity = {
-            "pipeline": str(pipeline_class_name(self.source)),
+            "pipeline": self.pipeline_name,
             "vae": _digest(_without_private(self.vae_config)),
             "text_length": str(self.max_sequence_length),
         }
@@ -279,7 +324,7 @@ class Backbone(ABC):
     def network_identity(self) -> dict[str, str]:
         """`identity`, and what decides the teacher's own samples besides."""
         config = {"transformer": _digest(_without_private(self.transformer_config)), "dtype": str(self.dtype)}
-        return self.identity() | config | {"network_weights": self._weights("transformer")}
+        return self.identity() | config | {"network_weights": self._weights(*self.networks)}
 
     def _weights(self, *components: str) -> str:
         folder = Path(self.source)
@@ -288,10 +333,16 @@ class Backbone(ABC):
         return _digest_weights([folder / component for component in components])
 
 
-def load_pipeline(source: str, dtype: torch.dtype, **components: Any) -> Any:
-    """`DiffusionPipeline.from_pretrained`, which neither downloads nor loads components that are given (as None)."""
+def cleaned_captions() -> dict[str, bool]:
+    """That captions be cleaned, as some calls have it by default, which warn at each where packages for it lack."""
+    return {"clean_caption": is_bs4_available() and is_ftfy_available()}
+
+
+def load_pipeline(source: str, dtype: torch.dtype, name: str | None = None, **components: Any) -> Any:
+    """`DiffusionPipeline.from_pretrained`, or that of the class `name`, which neither downloads nor loads components
+    that are given (as None)."""
     try:
-        return DiffusionPipeline.from_pretrained(source, dtype=dtype, **components)
+        return getattr(diffusers, name or "DiffusionPipeline").from_pretrained(source, dtype=dtype, **components)
     except OSError as error:
         raise teacher_not_found(source, error) from error
 

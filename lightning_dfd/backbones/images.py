@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lightning_dfd.backbones.base import Backbone
@@ -53,6 +54,12 @@ def refuse_renoise(kind: SampleKind) -> None:
             "this image-to-video pipeline draws fresh noise for the later frames alone, so its videos are not those of "
             "our sampler; set model.sampling.kind: ode"
         )
+
+
+def to_pictures(images: Tensor) -> list[Image.Image]:
+    """Images [B, C, H, W] in [-1, 1] as 8-bit pictures, which image encoders' processors take."""
+    pixels = ((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(one) for one in pixels]
 
 
 def token_times(timestep: Tensor, frames: int, tokens_per_frame: int, given_frames: int = 0) -> Tensor:

@@ -84,6 +84,8 @@ class LTXBackbone(PerChannel):
 class LTXImageBackbone(GivenFirstFrame, LTXBackbone):
     """Image-to-video by the same network: the image's tokens have a time of their own, 0."""
 
+    pipeline_class = "LTXImageToVideoPipeline"
+
     def network_time(self, timestep: Tensor, shape: Sequence[int]) -> Tensor:
         return token_times(timestep, shape[1], shape[2] * shape[3], given_frames=1)
 

@@ -37,7 +37,7 @@ class SanaVideoBackbone(PerChannel):
             )
         return int(self.vae_config.get("scale_factor_temporal", 4)), int(self.vae_config.get("scale_factor_spatial", 8))
 
-    def size_multiple(self) -> int:
+    def side_multiple(self) -> int:
         return 32  # asked for by the pipeline's call, whatever its patches are
 
     def size_arguments(self, size: VideoSize) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
-from lightning_dfd.backbones.images import GivenFirstFrame, ImageChannels, token_times
+from lightning_dfd.backbones.images import GivenFirstFrame, ImageChannels, to_pictures, token_times
+from lightning_dfd.backbones.stages import Staged
 from lightning_dfd.types import Conditioning, SampleKind
 
 
@@ -24,6 +24,10 @@ class WanBackbone(PerChannel):
 
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
     given_frames = 0  # frames of the latents that are an image's, free of noise
+
+    @classmethod
+    def variant(cls, pipeline_config: Mapping[str, Any]) -> type[Backbone]:
+        return WanStagedBackbone if pipeline_config.get("boundary_ratio") is not None else cls
 
     def text_length(self) -> int:
         return 512  # the default of the pipeline's call
@@ -54,6 +58,10 @@ class WanBackbone(PerChannel):
         return few_step_flow_scheduler(steps, kind)
 
 
+class WanStagedBackbone(Staged, WanBackbone):
+    """2.2's A14B: one network for high noise, another for low."""
+
+
 class WanImageBackbone(ImageChannels, WanBackbone):
     """Image-to-video, 2.1: the image's latents and a mask are further channels, its CLIP features further text."""
 
@@ -61,6 +69,8 @@ class WanImageBackbone(ImageChannels, WanBackbone):
 
     @classmethod
     def variant(cls, pipeline_config: Mapping[str, Any]) -> type[Backbone]:
+        if pipeline_config.get("boundary_ratio") is not None:
+            return WanStagedImageBackbone
         return WanFirstFrameBackbone if pipeline_config.get("expand_timesteps") else cls
 
     def latent_channels(self) -> int:
@@ -80,15 +90,19 @@ class WanImageBackbone(ImageChannels, WanBackbone):
     def _clip_features(self, images: Tensor) -> dict[str, Tensor]:
         if self.transformer_config.get("image_dim") is None:
             return {}
-        pixels = ((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        return {"image_embeds": self.encoders.encode_image([Image.fromarray(one) for one in pixels], self.device)}
+        return {"image_embeds": self.encoders.encode_image(to_pictures(images), self.device)}
 
     def _image_embeds(self, transformer: Any, cond: Conditioning) -> Tensor | None:
         return cond["image_embeds"].to(transformer.dtype) if "image_embeds" in cond.tensors else None
 
 
+class WanStagedImageBackbone(Staged, WanImageBackbone):
+    """Image-to-video of 2.2's A14B."""
+
+
 class WanFirstFrameBackbone(GivenFirstFrame, WanBackbone):
     """Image-to-video of 2.2's 5B, by the network that also makes videos from text."""
 
+    pipeline_class = "WanImageToVideoPipeline"
     image_parts = ("image_encoder", "image_processor")
     given_frames = 1

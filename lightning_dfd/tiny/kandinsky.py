@@ -60,5 +60,5 @@ def kandinsky(pipeline: Any = Kandinsky5T2VPipeline) -> DiffusionPipeline:
 
 TINY = {
     "kandinsky": Tiny(kandinsky),
-    "kandinsky_i2v": Tiny(lambda: kandinsky(Kandinsky5I2VPipeline), VideoSize(17, 32, 48), kinds=("ode",)),
+    "kandinsky_i2v": Tiny(lambda: kandinsky(Kandinsky5I2VPipeline), size=VideoSize(17, 32, 48), kinds=("ode",)),
 }

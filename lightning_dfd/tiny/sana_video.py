@@ -54,6 +54,6 @@ def sana_video(pipeline: Any = SanaVideoPipeline) -> DiffusionPipeline:
 
 SIZE, STEPS = VideoSize(9, 32, 64), shifted_steps(4, 8.0)
 TINY = {
-    "sanavideo": Tiny(sana_video, SIZE, STEPS),
-    "sanavideo_i2v": Tiny(lambda: sana_video(SanaImageToVideoPipeline), SIZE, STEPS, ("ode",)),
+    "sanavideo": Tiny(sana_video, size=SIZE, steps=STEPS),
+    "sanavideo_i2v": Tiny(lambda: sana_video(SanaImageToVideoPipeline), size=SIZE, steps=STEPS, kinds=("ode",)),
 }

@@ -87,9 +87,22 @@ def wan_i2v() -> DiffusionPipeline:
     return wan(WanImageToVideoPipeline, sight(), **IMAGE)
 
 
+def wan22() -> DiffusionPipeline:
+    """Wan 2.2 A14B: two networks, the second below t = .875."""
+    return wan(more={"transformer_2": wan_transformer(), "boundary_ratio": 0.875})
+
+
+def wan22_i2v() -> DiffusionPipeline:
+    """Wan 2.2 A14B image-to-video, without CLIP's features."""
+    more = {"transformer_2": wan_transformer(in_channels=12), "boundary_ratio": 0.9}
+    return wan(WanImageToVideoPipeline, more, in_channels=12)
+
+
 TINY = {
     "wan": Tiny(wan),
     "wan_i2v": Tiny(wan_i2v, text_length=512),  # its attention takes the first 512 tokens for text
+    "wan22": Tiny(wan22, refuses=("gan",)),
+    "wan22_i2v": Tiny(wan22_i2v, refuses=("gan",)),
     "wan_ti2v": Tiny(lambda: wan(more=EXPANDED)),
     "wan_ti2v_i2v": Tiny(lambda: wan(WanImageToVideoPipeline, EXPANDED)),
 }
