@@ -399,9 +399,9 @@ class DistillationModule(LightningModule):
         if role == "teacher":
             times = self.backbone.teacher_times(teacher_steps, noise.shape[1:])
             denoise = partial(self.guided_teacher, cond=prompt_cond)
-            return sample(denoise, self.schedule, noise, times, "ode", on_step=on_step)
-        denoise = partial(self.x0, role, cond=prompt_cond)
-        return sample(denoise, self.schedule, noise, self.sampling.steps, self.sampling.kind, draw, on_step)
+            return self.backbone.finish(sample(denoise, self.schedule, noise, times, "ode", on_step=on_step))
+        denoise, steps = partial(self.x0, role, cond=prompt_cond), self.sampling.steps
+        return self.backbone.finish(sample(denoise, self.schedule, noise, steps, self.sampling.kind, draw, on_step))
 
     # ---- networks, conditions, checkpoints ----------------------------------------------------------------
 

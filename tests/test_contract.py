@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone
+from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone, Kandinsky5ImageBackbone
 from lightning_dfd.backbones.sana_video import SanaVideoBackbone
 from lightning_dfd.backbones.wan import WanBackbone, WanImageBackbone
 from lightning_dfd.noise import unshift_time
@@ -82,6 +82,11 @@ class SeesPadding(Kandinsky5Backbone):
         return cond | Conditioning({"prompt_length": cond["prompt_length"] + 1})
 
 
+class ReturnsWhatItSampled(Kandinsky5ImageBackbone):
+    def finish(self, latents: Tensor) -> Tensor:
+        return latents
+
+
 class OtherScheduler(WanBackbone):
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
         return super().few_step_scheduler([unshift_time(t, 1.2) for t in steps], kind)
@@ -105,6 +110,7 @@ class WrongShape(WanBackbone):
         (ForgetsImages, "wan_i2v", ["x0", "replay", "image", "export_pipeline"]),
         (InstructsNegatives, "sanavideo", ["replay"]),
         (SeesPadding, "kandinsky", ["x0", "replay"]),
+        (ReturnsWhatItSampled, "kandinsky_i2v", ["replay"]),
         (OtherScheduler, "wan", ["export_pipeline", "export_full"]),
         (WrongShape, "wan", ["layout"]),
     ],

@@ -1,4 +1,4 @@
-"""Kandinsky 5 text-to-video (2511.14993): flow matching, two text encoders, channels last.
+"""Kandinsky 5, text- and image-to-video (2511.14993): flow matching, two text encoders, channels last.
 
 Axis legend: B batch, C channels, f, h, w frames, height and width of latents, L text tokens, D features.
 """
@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from diffusers import Kandinsky5I2VPipeline
 from torch import Tensor, nn
 
 from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
+from lightning_dfd.backbones.images import GivenFirstFrame, refuse_renoise
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 
@@ -119,6 +121,26 @@ class Kandinsky5Backbone(Backbone):
 
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
         return few_step_flow_scheduler(steps, kind)
+
+
+class Kandinsky5ImageBackbone(GivenFirstFrame, Kandinsky5Backbone):
+    """Image-to-video: the first frame of the latents is the image's, at the time of all others."""
+
+    frame_axis = 1
+    given_frames = 1
+    least_frames = 17  # five of latents: `finish` takes the fifth for a measure
+
+    def finish(self, latents: Tensor) -> Tensor:
+        """Mean and spread of the first four frames drawn to those of the next five, against a mesh that some show.
+
+        Clip by clip, as the pipeline takes the measure of its whole batch.
+        """
+        pipeline: Any = Kandinsky5I2VPipeline  # whose method needs no instance
+        return torch.cat([pipeline.normalize_first_frame(pipeline, clip) for clip in latents.split(1)])
+
+    def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
+        refuse_renoise(kind)
+        return super().few_step_scheduler(steps, kind)
 
 
 def rope_scale(height: int, width: int) -> tuple[float, float, float]:

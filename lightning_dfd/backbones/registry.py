@@ -14,7 +14,7 @@ from lightning_dfd.backbones.cogvideox import CogVideoXBackbone, CogVideoXImageB
 from lightning_dfd.backbones.cosmos import Cosmos25Backbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.hunyuan15 import HunyuanVideo15Backbone, HunyuanVideo15ImageBackbone
-from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone
+from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone, Kandinsky5ImageBackbone
 from lightning_dfd.backbones.latte import LatteBackbone
 from lightning_dfd.backbones.ltx import LTXBackbone, LTXImageBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
@@ -30,6 +30,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     "HunyuanVideo15ImageToVideoPipeline": HunyuanVideo15ImageBackbone,
     "HunyuanVideo15Pipeline": HunyuanVideo15Backbone,
     "HunyuanVideoPipeline": HunyuanVideoBackbone,
+    "Kandinsky5I2VPipeline": Kandinsky5ImageBackbone,
     "Kandinsky5T2VPipeline": Kandinsky5Backbone,
     "LTXImageToVideoPipeline": LTXImageBackbone,
     "LattePipeline": LatteBackbone,

@@ -132,7 +132,7 @@ def _replay(case: Case, steps: int, guidance: float) -> float:
 
     times = backbone.teacher_times(steps, noise.shape[1:])
     require(len(times) == steps, f"teacher_times gives {len(times)} times for {steps} steps")
-    ours = sample(denoise, backbone.schedule, noise, times)
+    ours = backbone.finish(sample(denoise, backbone.schedule, noise, times))
     size = max(1.0, float(theirs.std()))  # an untrained network that predicts noise makes latents of a hundred
     error = gap(backbone.pack(ours), theirs) / size
     require(error < 1e-4, f"{steps} steps at guidance {guidance:g} differ from the pipeline's by {error:.1e}")

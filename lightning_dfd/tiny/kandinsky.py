@@ -7,6 +7,7 @@ from typing import Any
 from diffusers import (
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    Kandinsky5I2VPipeline,
     Kandinsky5T2VPipeline,
     Kandinsky5Transformer3DModel,
 )
@@ -14,12 +15,13 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from lightning_dfd.tiny.hunyuan import clip_encoder, hunyuan_vae
 from lightning_dfd.tiny.parts import Tiny, template_tokenizer
+from lightning_dfd.types import VideoSize
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 
 
 def kandinsky(pipeline: Any = Kandinsky5T2VPipeline) -> DiffusionPipeline:
-    """Kandinsky 5 Lite of five seconds: its two text encoders, channels for a first frame, and shift 5."""
+    """Kandinsky 5 of five seconds: its two text encoders, channels for a first frame, and shift 5."""
     pipe = pipeline(
         **dict.fromkeys(("tokenizer", "text_encoder")),
         **clip_encoder(),
@@ -56,4 +58,7 @@ def kandinsky(pipeline: Any = Kandinsky5T2VPipeline) -> DiffusionPipeline:
     return pipe  # type: ignore[no-any-return]
 
 
-TINY = {"kandinsky": Tiny(kandinsky)}
+TINY = {
+    "kandinsky": Tiny(kandinsky),
+    "kandinsky_i2v": Tiny(lambda: kandinsky(Kandinsky5I2VPipeline), size=VideoSize(17, 32, 48), kinds=("ode",)),
+}
