@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tiny models on a few cores are fastest with one thread each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo study study-quick test lint clean
+.PHONY: install demo study study-quick backbones test lint clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,10 @@ study: install
 
 study-quick: install
 	$(BIN)/python -m lightning_dfd.toy.study --output outputs/study_quick --quick
+
+# The contract of every family, and the table of what it measured. The stand-in is for Cosmos' safety checker.
+backbones: install
+	PYTHONPATH=tests/stand_ins $(BIN)/python -m lightning_dfd.testing docs/backbones.md
 
 test: install lint
 	$(BIN)/python -m pytest

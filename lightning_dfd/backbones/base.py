@@ -40,6 +40,7 @@ class Backbone(ABC):
     lora_targets: ClassVar[tuple[str, ...]]  # names of the linear layers that LoRA adapts
     text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")  # the pipeline's components for prompts
     image_parts: ClassVar[tuple[str, ...]] = ()  # and for images, besides the VAE
+    least_frames: ClassVar[int] = 1  # of a video
     takes_image: ClassVar[bool] = False  # whether videos begin with a given image; then `encode_images` is there too
     networks: ClassVar[tuple[str, ...]] = ("transformer",)  # the pipeline's components that denoise
     pipeline_class: ClassVar[str | None] = None  # of diffusers, where another is meant than the folder names
@@ -297,14 +298,15 @@ class Backbone(ABC):
         """The size nearest to `size` that pipeline and VAE can make."""
         temporal, multiple = self.compression()[0], self.side_multiple()
         return VideoSize(
-            frames=round((size.frames - 1) / temporal) * temporal + 1,
+            frames=max(self.least_frames, round((size.frames - 1) / temporal) * temporal + 1),
             height=max(1, round(size.height / multiple)) * multiple,
             width=max(1, round(size.width / multiple)) * multiple,
         )
 
     def size_rule(self) -> str:
         """The rule of `nearest_size` in words."""
-        return f"frames must be {self.compression()[0]}k + 1 and both sides multiples of {self.side_multiple()}"
+        least = f", at least {self.least_frames}," if self.least_frames > 1 else ""
+        return f"frames must be {self.compression()[0]}k + 1{least} and both sides multiples of {self.side_multiple()}"
 
     def identity(self) -> dict[str, str]:
         """What decides latents and embeddings, so that a cache can be refused for another teacher.

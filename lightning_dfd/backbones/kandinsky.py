@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +17,6 @@ from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
 from lightning_dfd.backbones.images import GivenFirstFrame, refuse_renoise
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
-
-LEAST_FRAMES = 17  # five of latents, where a video begins with an image: `finish` measures by the fifth
 
 
 class Kandinsky5Backbone(Backbone):
@@ -131,13 +128,7 @@ class Kandinsky5ImageBackbone(GivenFirstFrame, Kandinsky5Backbone):
 
     frame_axis = 1
     given_frames = 1
-
-    def nearest_size(self, size: VideoSize) -> VideoSize:
-        nearest = super().nearest_size(size)
-        return replace(nearest, frames=max(nearest.frames, LEAST_FRAMES))
-
-    def size_rule(self) -> str:
-        return f"{super().size_rule()}, at least {LEAST_FRAMES} frames with an image"
+    least_frames = 17  # five of latents: `finish` takes the fifth for a measure
 
     def finish(self, latents: Tensor) -> Tensor:
         """Mean and spread of the first four frames drawn to those of the next five, against a mesh that some show.
