@@ -80,7 +80,9 @@ def refuse_misfit(own: Set[str], given: Set[str]) -> None:
 
 def differing(own: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """`key is <given> there and <own> here` for every key that both know and that differs."""
-    return [f"{key} is {given[key]} there and {own[key]} here" for key in own if key in given and own[key] != given[key]]
+    return [
+        f"{key} is {given[key]} there and {own[key]} here" for key in own if key in given and own[key] != given[key]
+    ]
 
 
 # ---- writing --------------------------------------------------------------------------------------------------

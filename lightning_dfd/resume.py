@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_dfd.checkpoints import OURS, differing, newest_whole, read_checkpoint
+from lightning_dfd.checkpoints import differing, newest_whole
 from lightning_dfd.data.files import replacing
 
 # ---- what has to agree ----------------------------------------------------------------------------------------

@@ -27,7 +27,6 @@ from lightning_dfd.pictures import contact_sheet, enlarge, to_frames, video_grid
 from lightning_dfd.resume import LeaveInTime, continue_logs, newest_checkpoint
 from lightning_dfd.types import Role
 
-
 FAILED_SAVES = 3  # iterations in a row whose checkpoints may fail to be written
 
 
