@@ -45,7 +45,7 @@ class DistillationTrainer(Trainer):
             # not in place of a recipe's own, nor in strategies that write shards by themselves
             with suppress(MisconfigurationException):
                 self.strategy.checkpoint_io = self._files
-        self.callbacks.append(LeaveInTime())
+        self.callbacks.append(LeaveInTime())  # type: ignore[attr-defined]
 
     def fit(
         self,
