@@ -111,7 +111,8 @@ def last_path(trainer: Any) -> Path | None:
 
 def log_places(loggers: Sequence[Any]) -> dict[str, int]:
     """The folders of a run's TensorBoard and CSV logs, with the rows of the latter."""
-    if rank_zero_only.rank != 0:  # which alone writes, and alone knows the folders  # type: ignore[attr-defined]
+    # rank 0 alone writes, and alone knows the folders
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return {}
     return {
         str(Path(logger.log_dir).resolve()): _rows_of(logger) if isinstance(logger, CSVLogger) else 0
