@@ -6,13 +6,14 @@ Axis legend: B batch, C = 3 channels, F frames, H height, W width; latents are [
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lightning_dfd.backbones import Backbone
-from lightning_dfd.data import LatentCache
+from lightning_dfd.data import VideoDataModule, read_video
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.types import Conditioning, Role, VideoSize
 
@@ -22,15 +23,19 @@ TEACHER_STEPS = 50
 @dataclass(frozen=True)
 class Request:
     """One video to make. It depends on prompt and seed alone, not on what else is made beside it, so roles, runs
-    and numbers of processes compare."""
+    and numbers of processes compare. With image-to-video teachers also on `image`, a file whose first frame is taken;
+    None for that of the first of the data's clips with this prompt for a caption."""
 
     prompt: str
     seed: int
+    image: Path | None = None
 
 
-def requests_for(prompts: Sequence[str], seeds: Sequence[int]) -> list[Request]:
-    """Every prompt with every seed, a prompt's seeds together."""
-    return [Request(prompt, seed) for prompt in prompts for seed in seeds]
+def requests_for(prompts: Sequence[str], seeds: Sequence[int], images: Sequence[Path] | None = None) -> list[Request]:
+    """Every prompt, with its image if there are any, with every seed; a prompt's seeds together."""
+    given: Sequence[Path | None] = images or [None] * len(prompts)
+    pairs = zip(prompts, given, strict=True)
+    return [Request(prompt, seed, image) for prompt, image in pairs for seed in seeds]
 
 
 def generate_latents(
@@ -51,13 +56,42 @@ def generate_latents(
     return module.sample_latents(role, cond.to(module.device), draw(), draw, teacher_steps)
 
 
-def condition(backbone: Backbone, prompts: Sequence[str], cache: LatentCache | None = None) -> Conditioning:
-    """The conditioning of prompts, batch B: from a cache where it holds them, so that no text encoder is loaded."""
-    known = {}
-    for prompt in dict.fromkeys(prompts):
-        held = cache is not None and cache.holds(prompt)
-        known[prompt] = cache.conditioning(prompt) if cache and held else backbone.encode_prompts([prompt])
-    return Conditioning.cat([known[prompt] for prompt in prompts])
+def condition(
+    backbone: Backbone, requests: Sequence[Request], size: VideoSize, data: VideoDataModule | None = None
+) -> Conditioning:
+    """The conditioning of requests, batch B: from the data's cache where it holds them, so that no encoder is loaded.
+
+    Raises:
+        ValueError: the teacher begins with an image, and a request has none and no clip of the data is its own.
+        VideoError: an image cannot be read.
+    """
+    cache = None if data is None else data.latent_cache
+    known: dict[tuple[str, Path | None], Conditioning] = {}
+    for request in requests:
+        key = (request.prompt, request.image)
+        if key in known:
+            continue
+        held = cache is not None and cache.holds(request.prompt)
+        text = cache.conditioning(request.prompt) if cache and held else backbone.encode_prompts([request.prompt])
+        known[key] = text | _image_of(backbone, request, size, data) if backbone.takes_image else text
+    return Conditioning.cat([known[request.prompt, request.image] for request in requests])
+
+
+def _image_of(backbone: Backbone, request: Request, size: VideoSize, data: VideoDataModule | None) -> Conditioning:
+    """The conditioning, batch 1, of the image with which a request's video begins."""
+    path = request.image
+    if path is None:
+        clip = None if data is None else data.clip_of(request.prompt)
+        if data is None or clip is None:
+            raise ValueError(
+                f"{type(backbone).__name__} begins with an image, and there is none for {request.prompt!r}: it is no "
+                "caption of the data; take a caption, or give images (lightning sample --images)"
+            )
+        if data.latent_cache is not None:
+            return data.latent_cache.image_conditioning(clip.name).to(backbone.device)
+        path = clip.path
+    frame = read_video(path, replace(size, frames=1), None).float() / 127.5 - 1.0
+    return backbone.encode_images(frame[:, 0][None].to(backbone.device), size.frames)
 
 
 def generate_videos(
@@ -65,10 +99,10 @@ def generate_videos(
     role: Role,
     requests: Sequence[Request],
     size: VideoSize,
-    cache: LatentCache | None = None,
+    data: VideoDataModule | None = None,
     teacher_steps: int = TEACHER_STEPS,
 ) -> Tensor:
-    """Videos [B, C, F, H, W] in [-1, 1], one for each request."""
+    """Videos [B, C, F, H, W] in [-1, 1], one for each request; `data` knows embeddings and images."""
     module.backbone.to(module.device)
-    cond = condition(module.backbone, [request.prompt for request in requests], cache)
+    cond = condition(module.backbone, requests, size, data)
     return module.backbone.decode_latents(generate_latents(module, role, requests, cond, size, teacher_steps))

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_dfd.backbones import backbone_from_pretrained
-from lightning_dfd.checkpoints import below, read_checkpoint, refuse_misfit
+from lightning_dfd.checkpoints import OURS, below, read_checkpoint, refuse_misfit
 from lightning_dfd.data import VideoDataModule
 from lightning_dfd.discriminator import Discriminator, tapped
 from lightning_dfd.draws import Draws, hash_seed
@@ -45,6 +45,7 @@ from lightning_dfd.objectives import (
 )
 from lightning_dfd.optimizers import as_list, clip_parts, keep_settings, settings_of
 from lightning_dfd.quantization import Quantization
+from lightning_dfd.resume import log_places, recipe_facts, refuse_other_recipe
 from lightning_dfd.roles import TRAINED, FullRoles, LoraRoles, Roles
 from lightning_dfd.sampler import Draw, roll_to, sample
 from lightning_dfd.settings import (
@@ -57,6 +58,7 @@ from lightning_dfd.settings import (
 )
 from lightning_dfd.types import Batch, Conditioning, Role
 
+SPEED = "train/samples_per_s"
 SHOWN = ("train/student_loss", "train/fake_loss", "train/paired_gap")  # on the progress bar
 ADAMW: OptimizerCallable = partial(torch.optim.AdamW, lr=1e-5, betas=(0.9, 0.999), weight_decay=0.01)
 
@@ -70,7 +72,8 @@ class DistillationModule(LightningModule):
 
     Args:
         teacher: hub id or folder of a diffusers video pipeline.
-        backbone: import path of a Backbone subclass; null to choose by the pipeline's class.
+        backbone: import path of a Backbone subclass, or `captured` for one that learns an unlisted pipeline's calls
+            by watching it; null to choose by the pipeline's class.
         dtype: precision of the frozen weights. What is trained is float32; see trainer.precision.
         max_sequence_length: text tokens per prompt; null for the pipeline's default.
         quantization: of the frozen weights, for adapters; null for none.
@@ -136,6 +139,7 @@ class DistillationModule(LightningModule):
         self.discriminator: Discriminator | None = None
         self.negative: Conditioning | None = None
         self.counts = {"student_steps": 0, "forced_steps": 0}
+        self._recipe: dict[str, dict[str, Any]] = {}
         self._micro = 0  # batches since the last optimizer step
         self._latest: dict[str, Tensor | float] = {}
         self._clock: float | None = None
@@ -168,14 +172,14 @@ class DistillationModule(LightningModule):
             teacher = self.guided_teacher(self.schedule.add_noise(shown, eps, t), t, cond, scale)
         gradient = dmd_gradient(gen, fake, teacher)
         loss = surrogate_loss(gen, gradient)
-        if self._micro == 0:
+        if self._micro == self.accumulate - 1:  # the last batch, so that an iteration done anew counts once
             self.counts["student_steps"] += 1
             self.counts["forced_steps"] += drawn
         self._latest |= {
             "train/student_loss": loss.detach(),
             "train/dmd_gradient_norm": gradient.flatten(1).norm(dim=1).mean(),
             "train/paired_gap": paired_gap(real, gen),
-            "train/forced_share": self.counts["forced_steps"] / self.counts["student_steps"],
+            "train/forced_share": self.counts["forced_steps"] / max(1, self.counts["student_steps"]),
         }
         if len(real) > 1:
             self._latest["train/unpaired_gap"] = paired_gap(real.roll(1, 0), gen)  # what the paired one is to be below
@@ -281,7 +285,7 @@ class DistillationModule(LightningModule):
         if is_unguided(scale):
             return self.x0("teacher", x_t, t, cond)
         negative = self.negative_conditioning(cond)
-        both = Conditioning.cat([negative.expand(len(x_t)), cond])
+        both = Conditioning.cat([self.backbone.unconditional(negative, cond), cond])
         uncond, conditional = self.x0("teacher", torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         return guide(uncond, conditional, scale)
 
@@ -304,11 +308,18 @@ class DistillationModule(LightningModule):
         return settings.probability > 0 and (settings.until is None or self.trainer.global_step < settings.until)
 
     def _seed_draws(self) -> None:
-        self._draws = Draws.of(self.seed, self.trainer.global_step, self._micro, self.global_rank, self.device)
+        place = (self.seed, self.trainer.global_step, self._micro, self.global_rank)
+        self._draws = Draws.of(*place, self.device)
+        torch.manual_seed(hash_seed("global", *place))  # for networks of users' own, which may draw from it
 
     def score_time(self, batch_size: int) -> Tensor:
         settings = self.dmd.score_time
         return self._draws.times(batch_size, settings.low, settings.high, settings.shift)
+
+    @property
+    def between_iterations(self) -> bool:
+        """Whether all batches of an iteration are done and none of the next."""
+        return self._micro == 0
 
     # ---- optimizers ---------------------------------------------------------------------------------------
 
@@ -363,7 +374,7 @@ class DistillationModule(LightningModule):
         now = time.perf_counter()
         if self._clock is not None:
             samples = len(batch.prompts) * self.accumulate * self.trainer.world_size
-            self._latest["train/samples_per_s"] = samples / (now - self._clock)
+            self._latest[SPEED] = samples / (now - self._clock)
         self._clock = now
         for name, value in self._latest.items():
             self.log(name, value, logger=False, prog_bar=name in SHOWN)
@@ -415,9 +426,9 @@ class DistillationModule(LightningModule):
         if role == "teacher":
             times = self.backbone.teacher_times(teacher_steps, noise.shape[1:])
             denoise = partial(self.guided_teacher, cond=prompt_cond)
-            return sample(denoise, self.schedule, noise, times, "ode", on_step=on_step)
-        denoise = partial(self.x0, role, cond=prompt_cond)
-        return sample(denoise, self.schedule, noise, self.sampling.steps, self.sampling.kind, draw, on_step)
+            return self.backbone.finish(sample(denoise, self.schedule, noise, times, "ode", on_step=on_step))
+        denoise, steps = partial(self.x0, role, cond=prompt_cond), self.sampling.steps
+        return self.backbone.finish(sample(denoise, self.schedule, noise, steps, self.sampling.kind, draw, on_step))
 
     # ---- networks, conditions, checkpoints ----------------------------------------------------------------
 
@@ -450,12 +461,18 @@ class DistillationModule(LightningModule):
             self.backbone.check_size(self.datamodule.size)
             self.datamodule.require_teacher(self.backbone.identity())
         if stage == "fit":
+            self._recipe = recipe_facts(self)
             settings = self.data_forcing
             cached = self.datamodule is not None and self.datamodule.cache is not None
             if settings.probability > 0 and settings.nearest_of > 1 and not cached:
                 raise ValueError(
                     f"model.data_forcing.nearest_of is {settings.nearest_of}, which takes other clips' latents from a "
                     "cache, and there is none; run `lightning cache` and set data.cache, or set it to 1"
+                )
+            if settings.probability > 0 and settings.nearest_of > 1 and self.backbone.takes_image:
+                raise ValueError(
+                    f"model.data_forcing.nearest_of is {settings.nearest_of}, but clips of one caption begin with "
+                    "different images, and this teacher's videos begin with a given one; set it to 1"
                 )
             try:
                 self.backbone.few_step_scheduler(self.sampling.steps, self.sampling.kind)
@@ -493,25 +510,28 @@ class DistillationModule(LightningModule):
             return batch.latents.float(), batch.cond
         if batch.video is None:
             raise ValueError("a batch needs either video or both latents and cond")
-        return self.backbone.encode_videos(batch.video), self.backbone.encode_prompts(batch.prompts)
+        images = self.backbone.encode_images(batch.video[:, :, 0], batch.video.shape[2])
+        return self.backbone.encode_videos(batch.video), self.backbone.encode_prompts(batch.prompts) | images
 
     def negative_conditioning(self, like: Conditioning) -> Conditioning:
         """The negative prompt's conditioning, from the cache or encoded once, where `like` lives."""
         if self.negative is None:
             prompt = self.dmd.negative_prompt
             cached = None if self.datamodule is None else self.datamodule.negative_conditioning(prompt)
-            self.negative = cached or self.backbone.encode_prompts([prompt])
-        name, tensor = next(iter(like.tensors.items()))
-        if self.negative[name].device != tensor.device:
-            self.negative = self.negative.to(tensor.device)
+            self.negative = cached or self.backbone.encode_negative([prompt])
+        if self.negative.device != like.device:
+            self.negative = self.negative.to(like.device)
         return self.negative
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, leave the frozen teacher out, and say what was distilled."""
         owned = self._owned_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in owned}
-        checkpoint["lightning_dfd"] = {
+        checkpoint[OURS] = {
             "counts": dict(self.counts),
+            "latest": {name: float(value) for name, value in self._latest.items() if name != SPEED},
+            "recipe": self._recipe,
+            "logs": log_places(self.loggers),
             "facts": {
                 "Data": "not stated" if self.datamodule is None else self.datamodule.summary,
                 "Iterations": str(checkpoint["global_step"]),
@@ -520,8 +540,12 @@ class DistillationModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        ours = checkpoint[OURS]
+        if self.trainer.state.fn == "fit" and "recipe" in ours:
+            refuse_other_recipe(self._recipe, ours["recipe"])
         refuse_misfit(self._owned_keys(), set(checkpoint["state_dict"]))
-        self.counts = dict(checkpoint["lightning_dfd"]["counts"])
+        self.counts = dict(ours["counts"])
+        self._latest = dict(ours.get("latest", {}))
 
     def _owned_keys(self) -> set[str]:
         head = {} if self.discriminator is None else self.discriminator.state_dict()
@@ -538,5 +562,5 @@ class DistillationModule(LightningModule):
         head = below("discriminator.", checkpoint["state_dict"])
         if self.discriminator is not None and head and not self.discriminator.take_over(head):
             rank_zero_warn(f"{path} has a discriminator on other blocks; this run begins with a new one")
-        facts: dict[str, str] = checkpoint["lightning_dfd"]["facts"]
+        facts: dict[str, str] = checkpoint[OURS]["facts"]
         return facts

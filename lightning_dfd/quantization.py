@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, TorchAoConfig
+from diffusers import BitsAndBytesConfig, TorchAoConfig
 
 KINDS = {"torchao": ("int8", "fp8"), "bitsandbytes": ("int8", "nf4")}
 TORCHAO = {"int8": "Int8WeightOnlyConfig", "fp8": "Float8WeightOnlyConfig"}
@@ -42,8 +42,8 @@ class Quantization:
                 "set model.student.mode: lora, or model.quantization: null"
             )
 
-    def config(self, dtype: torch.dtype) -> PipelineQuantizationConfig:
-        """For `DiffusionPipeline.from_pretrained`; `dtype` is what products are computed in.
+    def config(self, dtype: torch.dtype) -> TorchAoConfig | BitsAndBytesConfig:
+        """As diffusers takes it for one network; `dtype` is what products are computed in.
 
         Raises:
             ImportError: the backend is not installed.
@@ -53,11 +53,8 @@ class Quantization:
                 f"model.quantization.backend is {self.backend}, which is not installed; "
                 f"install it with: pip install 'lightning-dfd[{self.backend}]'"
             )
-        own: Any
         if self.backend == "torchao":
-            own = TorchAoConfig(getattr(importlib.import_module("torchao.quantization"), TORCHAO[self.kind])())
-        elif self.kind == "int8":
-            own = BitsAndBytesConfig(load_in_8bit=True)
-        else:
-            own = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-        return PipelineQuantizationConfig(quant_mapping={"transformer": own})
+            return TorchAoConfig(getattr(importlib.import_module("torchao.quantization"), TORCHAO[self.kind])())
+        if self.kind == "int8":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)

@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -105,13 +106,10 @@ class Roles(nn.Module, ABC):
             block.compile(backend=backend, dynamic=False)
 
     def blocks(self) -> list[nn.Module]:
-        """The blocks of every network here: the members of the lists right below it."""
-        found = {}
-        for role in ("teacher", *self.held):
-            with self.act_as(role) as network:
-                lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
-                found |= {id(block): block for blocks in lists for block in blocks}
-        return list(found.values())
+        """The blocks of every diffusers network here: the members of the lists right below it."""
+        networks = [module for module in self.modules() if isinstance(module, ModelMixin)]
+        lists = [child for network in networks for child in network.children() if isinstance(child, nn.ModuleList)]
+        return [block for blocks in lists for block in blocks]
 
     def offload_teacher(self, device: torch.device) -> None:
         """Let the teacher wait on the CPU, where no trained role needs its weights."""

@@ -20,7 +20,10 @@ SampleKind = Literal["ode", "renoise"]
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a network is told besides x_t and t: named tensors, each [B, ...]."""
+    """What a network is told besides x_t and t: named tensors, each [B, ...].
+
+    They come from prompts and, with image-to-video teachers, from the first frame, under names of their own.
+    """
 
     tensors: Mapping[str, Tensor]
 
@@ -31,6 +34,10 @@ class Conditioning:
     def batch_size(self) -> int:
         return next(iter(self.tensors.values())).shape[0]
 
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.tensors.values())).device
+
     def to(self, *args: Any, **kwargs: Any) -> Conditioning:
         """`Tensor.to` on every tensor."""
         return Conditioning({name: value.to(*args, **kwargs) for name, value in self.tensors.items()})
@@ -38,6 +45,10 @@ class Conditioning:
     def expand(self, batch_size: int) -> Conditioning:
         """A conditioning of batch size 1, repeated for a batch."""
         return Conditioning({name: value.expand(batch_size, *value.shape[1:]) for name, value in self.tensors.items()})
+
+    def __or__(self, other: Conditioning) -> Conditioning:
+        """As `|` of dicts: what `other` names is taken from it, the rest stays."""
+        return Conditioning({**self.tensors, **other.tensors})
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:

@@ -144,16 +144,14 @@ def test_what_cannot_be_quantised_is_refused(tiny: dict[str, Path]) -> None:
         make_module(tiny["wan"], student=StudentSettings(mode="full"), quantization=Quantization("torchao", "int8"))
 
 
-def test_configs_are_for_the_transformer_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configs_are_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of bitsandbytes; torchao's is built of a stand-in for its class."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.45.0")
-    int8, nf4 = (Quantization("bitsandbytes", kind).config(torch.bfloat16).quant_mapping for kind in ("int8", "nf4"))
-    assert list(int8) == list(nf4) == ["transformer"]
-    assert int8["transformer"].load_in_8bit
-    assert nf4["transformer"].load_in_4bit
-    assert nf4["transformer"].bnb_4bit_quant_type == "nf4"
-    assert nf4["transformer"].bnb_4bit_compute_dtype == torch.bfloat16
+    int8, nf4 = (Quantization("bitsandbytes", kind).config(torch.bfloat16) for kind in ("int8", "nf4"))
+    assert int8.load_in_8bit
+    assert nf4.load_in_4bit
+    assert (nf4.bnb_4bit_quant_type, nf4.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
 
     api: Any = types.ModuleType("torchao.quantization")
     api.AOBaseConfig = type("AOBaseConfig", (), {})
@@ -162,8 +160,8 @@ def test_configs_are_for_the_transformer_alone(monkeypatch: pytest.MonkeyPatch) 
     for name in ("torchao", "torchao.quantization", "torchao.quantization.quant_api"):
         monkeypatch.setitem(sys.modules, name, api)
     monkeypatch.setattr(quantization_config, "is_torchao_version", lambda *_: False)
-    torchao = Quantization("torchao", "int8").config(torch.bfloat16).quant_mapping
-    assert isinstance(torchao["transformer"].quant_type, api.Int8WeightOnlyConfig)
+    torchao = Quantization("torchao", "int8").config(torch.bfloat16)
+    assert isinstance(torchao.quant_type, api.Int8WeightOnlyConfig)
 
 
 # ---- offload ----------------------------------------------------------------------------------------------------

@@ -14,25 +14,35 @@ import torch
 import yaml
 
 from lightning_dfd import cli
+from lightning_dfd.tiny import TINY
+from lightning_dfd.toy import world
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 RUNNABLE = sorted(p.stem for p in RECIPES.glob("*_d*.yaml") if "forcing" not in p.stem)
 
 
+def family_of(recipe: str) -> str:
+    """The tiny pipeline whose name begins a recipe's; of the toy's recipes, CogVideoX."""
+    words = recipe.split("_")
+    names = ("_".join(words[:count]) for count in range(len(words), 0, -1))
+    return next((name for name in names if name in TINY), "cogvideox")
+
+
 def small(tiny: dict[str, Path], recipe: str, videos: Path, root: Path) -> list[str]:
     """Arguments that bring any recipe down to a tiny pipeline on a CPU."""
-    teacher = tiny.get(recipe.partition("_")[0], tiny["cogvideox"])  # the toy's recipes name no family of tiny
+    family = family_of(recipe)
+    size = TINY[family].size
     settings: dict[str, Any] = {
-        "model.teacher": teacher,
+        "model.teacher": tiny[family],
         "model.dtype": "float32",
         "model.accumulate": 1,
         "model.student.rank": 4,
-        "model.max_sequence_length": 16,
+        "model.max_sequence_length": TINY[family].text_length,
         "data.folder": videos,
-        "data.frames": 9,
-        "data.height": 32,
-        "data.width": 32,
-        "data.fps": 8,
+        "data.frames": size.frames,
+        "data.height": size.height,
+        "data.width": size.height,
+        "data.fps": 8 * -(-size.frames // world.FRAMES),  # the clips are short, and frames may repeat
         "data.batch_size": 2,
         "data.num_workers": 0,
         "trainer.accelerator": "cpu",

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 
 from lightning_dfd import cli, evaluation
 from lightning_dfd.backbones import backbone_from_pretrained
+from lightning_dfd.tiny import TINY
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,10 +37,6 @@ SMALLER = {
         "num_frames=49": "max_sequence_length=16, num_frames=49",
         "frames=49, height=480, width=720": "frames=9, height=32, width=32",
         'export_to_video(video, "dog.mp4", fps=8)': "assert len(video) == 9",
-    },
-    "new_backbone.md": {
-        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "{wan}",
-        "VideoSize(frames=17, height=256, width=256)": "VideoSize(frames=9, height=32, width=48)",
     },
 }
 
@@ -92,12 +90,28 @@ def test_python_runs(
                 exec(compile(block, name, "exec"), namespace)
     finally:
         sys.modules.pop("my_package", None)
-    if name == "README.md":
-        assert (tmp_path / "student" / "model_index.json").is_file()
-        assert type(namespace["module"].backbone).__name__ == "AttentionOnly"
-    else:
-        assert type(namespace["backbone"]).__name__ == "MyWan"
-        assert namespace["ours"].std() > 0.1
+    assert (tmp_path / "student" / "model_index.json").is_file()
+    assert type(namespace["module"].backbone).__name__ == "AttentionOnly"
+
+
+def test_a_new_family_from_nothing_to_a_green_contract(tmp_path: Path) -> None:
+    """The page's two files, in a folder of their own, by a pytest of their own."""
+    files = {
+        block.splitlines()[0].removeprefix("# "): block for block in blocks(page_named("new_backbone.md"), "python")
+    }
+    lines = [line for block in files.values() for line in block.splitlines()[1:] if line.strip()]
+    assert len(lines) <= 40
+    for name, block in files.items():
+        (tmp_path / name).write_text(block, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_package.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "1 passed" in done.stdout
+
+
+def test_every_family_is_in_the_table_of_backbones() -> None:
+    """As `python -m lightning_dfd.testing docs/backbones.md` writes it."""
+    assert re.findall(r"^\| (\w+) \| \w+Pipeline \|", prose(page_named("backbones.md")), re.MULTILINE) == list(TINY)
 
 
 # ---- commands and keys ----------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ GROUND_FIRST = [
     "settings",
     "optimizers",
     "checkpoints",
+    "resume",
     "module",
     "plan",
     "pictures",
@@ -36,6 +37,7 @@ GROUND_FIRST = [
     "evaluation",
     "cli",
     "tiny",
+    "testing",
     "toy",
 ]
 

@@ -14,12 +14,13 @@ import torch
 
 from benchmarks.plan import Case, allocator_peak, make_module, planned_peak
 from lightning_dfd import cli
-from lightning_dfd.backbones import Backbone
+from lightning_dfd.backbones import Backbone, backbone_from_pretrained
+from lightning_dfd.backbones.blank import blank_network
+from lightning_dfd.module import DistillationModule
 from lightning_dfd.plan import Estimate, Meter, Setup, advise, estimate
-from lightning_dfd.plan.components import blank_network, blank_text_encoders, size_of
-from lightning_dfd.plan.estimate import encode
+from lightning_dfd.plan.components import blank_encoders, size_of
 from lightning_dfd.quantization import Quantization
-from lightning_dfd.settings import DiversitySettings, GANSettings, StudentSettings
+from lightning_dfd.settings import DiversitySettings, GANSettings, SamplingSettings, StudentSettings
 from lightning_dfd.tiny import TEXT_LENGTH, TINY
 from lightning_dfd.types import VideoSize
 
@@ -64,34 +65,65 @@ def test_estimate_is_within_15_percent_of_what_training_allocates(tiny: dict[str
     assert 0.85 < estimated / measured < 1.15, f"{estimated} planned, {measured} measured"
 
 
-def test_networks_from_configs_are_those_that_are_loaded(tiny: dict[str, Path], backbone: Backbone) -> None:
-    """Shapes and precisions, in bfloat16, where families keep some layers in float32."""
-    backbone.dtype = torch.bfloat16
-    pairs = [(blank_network(dict(backbone.transformer_config), torch.bfloat16), backbone.load_transformer())]
-    pairs += [(blank_network(dict(backbone.vae_config), torch.bfloat16), backbone.vae)]
-    text = blank_text_encoders(backbone)
-    assert text is not None
-    pairs += [(network, getattr(backbone.encoders, name)) for name, network in text.items()]
-    for blank, loaded in pairs:
-        assert all(parameter.is_meta for parameter in blank.parameters())
-        shapes = [{name: (p.shape, p.dtype) for name, p in n.named_parameters()} for n in (blank, loaded)]
-        assert shapes[0] == shapes[1]
-        assert size_of(blank) == pytest.approx(size_of(loaded), rel=0.05)  # buffers
+@pytest.fixture(scope="session", params=list(TINY))
+def each(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def test_blank_conditioning_is_shaped_like_encoded_prompts(backbone: Backbone) -> None:
-    blank, encoded = backbone.blank_conditioning(2), backbone.encode_prompts(["a cat", "two dogs"])
-    for name, tensor in encoded.tensors.items():
-        assert blank[name].shape == tensor.shape, name
+def backbone_of(tiny: dict[str, Path], name: str, dtype: torch.dtype = torch.float32) -> Backbone:
+    trial = TINY[name]
+    return backbone_from_pretrained(str(tiny[name]), dtype, trial.text_length, trial.backbone)
 
 
-def test_encoding_is_rehearsed_for_every_family(backbone: Backbone, size: VideoSize) -> None:
-    weights, activations = encode(backbone, size, 1)
-    assert "vae" not in backbone.__dict__  # nothing was loaded
-    assert weights == pytest.approx(size_of(backbone.vae), rel=0.01)
-    with torch.inference_mode(False), Meter() as meter:
-        backbone.encode_videos(torch.zeros(1, 3, size.frames, size.height, size.width))
-    assert activations == pytest.approx(meter.peak, rel=0.15)
+def plannable(name: str) -> bool:
+    return TINY[name].backbone != "captured"
+
+
+def test_everything_blank_is_like_the_real_thing(tiny: dict[str, Path], each: str) -> None:
+    """Shapes and precisions, in bfloat16, where families keep some layers in float32; nothing is loaded for it."""
+    backbone, size = backbone_of(tiny, each, torch.bfloat16), TINY[each].size
+    if not plannable(each):
+        with pytest.raises(ValueError, match="reads nothing but configs"):
+            backbone.blank_prompts(1)
+        return
+    blanks = {"transformer": backbone.blank_transformer(), "vae": blank_network(backbone.vae_config, backbone.dtype)}
+    blanks |= blank_encoders(backbone) or {}
+    conditioning = backbone.blank_prompts(2) | backbone.blank_images(2, size)
+    assert not {"vae", "encoders"} & set(backbone.__dict__)
+    loaded = {"transformer": backbone.load_transformer(), "vae": backbone.vae}
+    loaded |= {name: getattr(backbone.encoders, name) for name in backbone.encoder_names}
+    assert blanks.keys() == loaded.keys()
+    for name, network in loaded.items():
+        shapes = [{key: (p.shape, p.dtype) for key, p in n.named_parameters()} for n in (blanks[name], network)]
+        assert shapes[0] == shapes[1], name
+        assert all(parameter.is_meta for parameter in blanks[name].parameters())
+        assert size_of(blanks[name]) == pytest.approx(size_of(network), rel=0.05)  # buffers
+    real = backbone.encode_prompts(["a cat", "two dogs"])
+    real |= backbone.encode_images(torch.zeros(2, 3, size.height, size.width), size.frames)
+    for name, tensor in real.tensors.items():
+        assert conditioning[name].shape[0] == tensor.shape[0], name
+        assert conditioning[name].shape[1:] == tensor.shape[1:], name
+
+
+def test_every_family_is_rehearsed(tiny: dict[str, Path], each: str) -> None:
+    """Both updates and the VAE's encoding, whose peak is compared with a real one's."""
+    if not plannable(each):
+        return
+    trial = TINY[each]
+    module = DistillationModule(
+        str(tiny[each]),
+        trial.backbone,
+        max_sequence_length=trial.text_length,
+        student=StudentSettings(rank=4, gradient_checkpointing=True),
+        sampling=SamplingSettings(list(trial.steps)),
+    )
+    found = estimate(Setup(module, trial.size, 1, True, "bf16-mixed"))
+    assert all(turn.peak > found.resident and turn.flops > 0 for turn in found.turns.values())
+    backbone = backbone_of(tiny, each)
+    backbone.vae  # noqa: B018 (loaded before it is counted)
+    with Meter() as meter:
+        backbone.encode_videos(torch.zeros(1, 3, trial.size.frames, trial.size.height, trial.size.width))
+    assert found.encoding == pytest.approx(meter.peak, rel=0.15)
 
 
 def test_meter_counts_what_is_alive() -> None:

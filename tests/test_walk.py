@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 from lightning_dfd import cli
 from lightning_dfd.data import LatentCache, read_video
+from lightning_dfd.export import posterior_means
+from lightning_dfd.tiny import TINY
 from lightning_dfd.types import VideoSize
 from tests.test_cli import fail, recipe, small
 
@@ -61,6 +65,52 @@ def test_from_video_files_to_a_pipeline_on_disk(
         "a cat", num_frames=9, height=32, width=32, num_inference_steps=4, guidance_scale=1.0, max_sequence_length=16
     ).frames[0]
     assert len(frames) == 9
+
+
+@pytest.mark.parametrize("name", ["cogvideox_i2v", "ltx_i2v"])
+def test_from_video_files_to_an_image_to_video_pipeline(
+    tiny: dict[str, Path], folder: Path, real_videos: Path, tmp_path: Path, capsys: Any, name: str
+) -> None:
+    """A clip's first frame is its image in training; a file's is in sampling, and in the exported pipeline."""
+    size = TINY[name].size
+    words = [*small(tiny, name, folder, tmp_path), "--data.cache", str(tmp_path / "cache")]
+    cli.main(["cache", "-c", recipe(f"{name}_dmd2"), *words])
+    root = ["--trainer.default_root_dir", str(tmp_path / "dmd2")]
+    cli.main(["fit", "-c", recipe(f"{name}_dmd2"), *words, *root])
+    start = ["--model.init_from", str(tmp_path / "dmd2/checkpoints/last.ckpt")]
+    dfd = ["-c", recipe(f"{name}_dfd"), *words, *start, "--trainer.default_root_dir", str(tmp_path / "dfd")]
+    program = cli.run(cli.expand_inherited(["fit", *dfd]))
+    assert not {"vae", "encoders"} & set(vars(program.model.backbone))  # images come from the cache too
+
+    ckpt = ["--ckpt_path", str(tmp_path / "dfd/checkpoints/last.ckpt")]
+    request = ["--prompts", '["a cat"]', "--seeds", "[3]", "--output", str(tmp_path / "samples")]
+    image = real_videos / "bikes.mp4"
+    cli.main(["sample", *dfd, *ckpt, *request, "--images", f'["{image}"]'])
+    shown = read_video(tmp_path / "samples" / "0000.mp4", replace(size, width=size.height), None)
+    assert shown.shape == (3, size.frames, size.height, size.height)
+    assert "it is no caption of the data" in fail(capsys, "sample", *dfd, *ckpt, *request)
+    assert "2 images for 1 prompts" in fail(capsys, "sample", *dfd, *ckpt, *request, "--images", "[a.png, b.png]")
+
+    cli.main(["export", *dfd, *ckpt, "--output", str(tmp_path / "student")])
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "student")
+    frame = read_video(image, replace(size, frames=1, width=size.height), None)
+    with posterior_means():
+        latents = pipe(
+            image=Image.fromarray(frame[:, 0].permute(1, 2, 0).numpy()),
+            prompt="a cat",
+            num_frames=size.frames,
+            height=size.height,
+            width=size.height,
+            num_inference_steps=4,
+            guidance_scale=1.0,
+            max_sequence_length=16,
+            output_type="latent",
+        ).frames
+    if name == "ltx_i2v":  # its network is shown the image as the first frame, and leaves it alone
+        backbone = program.model.backbone
+        given = backbone.encode_images(frame[:, 0][None].float() / 127.5 - 1.0, size.frames)["image_latents"]
+        shape = backbone.latent_shape(replace(size, width=size.height))
+        assert (backbone.unpack(latents, shape)[:, :, :1] - given).abs().max() < 1e-4
 
 
 def test_broken_videos_are_named_and_left_out(

@@ -1,4 +1,4 @@
-"""CogVideoX text-to-video (2408.06072): 2B with sine positions, 5B with rotary ones; v-prediction."""
+"""CogVideoX (2408.06072), text- and image-to-video: 2B with sine positions, 5B with rotary ones; v-prediction."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, LCMScheduler
+from diffusers import CogVideoXPipeline
 from torch import Tensor
 
 from lightning_dfd.backbones.base import Backbone
+from lightning_dfd.backbones.discrete import few_step_discrete_scheduler
+from lightning_dfd.backbones.images import ImageChannels
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 
@@ -28,7 +30,7 @@ class CogVideoXBackbone(Backbone):
     def latent_shape(self, size: VideoSize) -> tuple[int, ...]:
         temporal, spatial = self.compression()
         frames = (size.frames - 1) // temporal + 1
-        return frames, self.transformer_config["in_channels"], size.height // spatial, size.width // spatial
+        return frames, self.latent_channels(), size.height // spatial, size.width // spatial
 
     def normalise(self, latents: Tensor) -> Tensor:
         return latents.transpose(1, 2) * self.vae_config["scaling_factor"]
@@ -38,10 +40,11 @@ class CogVideoXBackbone(Backbone):
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         output: Tensor = transformer(
-            hidden_states=x_t.to(transformer.dtype),
+            hidden_states=self.network_input(x_t, cond).to(transformer.dtype),
             timestep=timestep,
             encoder_hidden_states=cond["prompt_embeds"].to(transformer.dtype),
             image_rotary_emb=self._rotary(transformer, x_t),
+            ofs=None if transformer.config.ofs_embed_dim is None else x_t.new_full((1,), 2.0),  # as the pipeline does
             return_dict=False,
         )[0]
         return output
@@ -58,35 +61,22 @@ class CogVideoXBackbone(Backbone):
         return rotary
 
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
-        """DDIM for `ode`; for `renoise` LCM's scheduler on CogVideoX's own noise table.
+        return few_step_discrete_scheduler(self.schedule, steps, kind)
 
-        Stock schedulers take no list of times from this pipeline's default call, they space N evenly.
-        """
-        rows = self.schedule.timestep(torch.tensor(steps, dtype=torch.float64)).tolist()
-        scheduler: Any
-        if kind == "ode":
-            scheduler = CogVideoXDDIMScheduler.from_config(
-                self.scheduler_config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
-            )
-        else:
-            table = self.schedule.alphas_cumprod
-            assert table is not None
-            before = torch.cat([table.new_ones(1), table[:-1]])
-            scheduler = LCMScheduler(
-                num_train_timesteps=len(table),
-                trained_betas=(1.0 - table / before).tolist(),
-                prediction_type="v_prediction",
-                original_inference_steps=len(steps),
-                timestep_scaling=1e6,  # makes LCM's boundary condition vanish: x0 as predicted
-                set_alpha_to_one=True,
-            )
-        scheduler.set_timesteps(len(steps))
-        runs_at = [int(row) for row in scheduler.timesteps]
-        even = 1000 % len(steps) == 0  # else DDIM's integer division steps to other rows than it lists
-        if runs_at != rows or (kind == "ode" and not even):
-            raise ValueError(
-                f"stock CogVideoX runs {len(steps)} steps at {runs_at} ({kind}), this student samples at {rows}; "
-                "train it at evenly spaced times, one of 1, 2, 4, 5 or 8 steps "
-                "(4 steps: model.sampling.steps: [0.999, 0.749, 0.499, 0.249])"
-            )
-        return scheduler
+
+class CogVideoXImageBackbone(ImageChannels, CogVideoXBackbone):
+    """Image-to-video: the image's latents, and zeros for all later frames, are further channels."""
+
+    channel_axis = 2
+
+    def latent_channels(self) -> int:
+        return int(self.transformer_config["in_channels"]) // 2
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor, frames: int) -> Conditioning:
+        latents = self.encode_videos(images.unsqueeze(2))
+        if self.vae_config.get("invert_scale_latents"):  # 1.5 was trained on images scaled the other way
+            latents = latents / self.vae_config["scaling_factor"] ** 2
+        on_all_frames = latents.new_zeros(len(latents), (frames - 1) // self.compression()[0] + 1, *latents.shape[2:])
+        on_all_frames[:, :1] = latents
+        return Conditioning({"image_latents": on_all_frames})

@@ -1,4 +1,4 @@
-"""LTX-Video text-to-video (2501.00103): flow matching on strongly compressed latents, a network of packed tokens."""
+"""LTX-Video (2501.00103), text- and image-to-video: flow matching on strongly compressed latents, packed tokens."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_own_scheduler
+from lightning_dfd.backbones.images import GivenFirstFrame, refuse_renoise, token_times
 from lightning_dfd.noise import shifted_steps
 from lightning_dfd.sampler import teacher_times
 from lightning_dfd.types import Conditioning, SampleKind
@@ -54,8 +55,8 @@ class LTXBackbone(PerChannel):
         shape = x_t.shape[1:]
         temporal, spatial = self.compression()
         output: Tensor = transformer(
-            hidden_states=self.pack(x_t).to(transformer.dtype),
-            timestep=timestep.float(),
+            hidden_states=self.pack(self.network_input(x_t, cond)).to(transformer.dtype),
+            timestep=self.network_time(timestep.float(), shape),
             encoder_hidden_states=cond["prompt_embeds"].to(transformer.dtype),
             encoder_attention_mask=cond["prompt_attention_mask"],
             num_frames=shape[1],
@@ -66,6 +67,10 @@ class LTXBackbone(PerChannel):
         )[0]
         return self.unpack(output, shape)
 
+    def network_time(self, timestep: Tensor, shape: Sequence[int]) -> Tensor:
+        """What the network is told of times [B], for latents of `shape`."""
+        return timestep
+
     def decode(self, latents: Tensor) -> Tensor:
         """Later VAEs denoise while they decode; like the pipeline by default we tell them that there is no noise."""
         timestep = latents.new_zeros(len(latents)) if self.vae_config["timestep_conditioning"] else None
@@ -74,3 +79,16 @@ class LTXBackbone(PerChannel):
 
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
         return few_step_own_scheduler(steps, kind, shifted_steps(len(steps), 1.0))
+
+
+class LTXImageBackbone(GivenFirstFrame, LTXBackbone):
+    """Image-to-video by the same network: the image's tokens have a time of their own, 0."""
+
+    pipeline_class = "LTXImageToVideoPipeline"
+
+    def network_time(self, timestep: Tensor, shape: Sequence[int]) -> Tensor:
+        return token_times(timestep, shape[1], shape[2] * shape[3], given_frames=1)
+
+    def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
+        refuse_renoise(kind)
+        return super().few_step_scheduler(steps, kind)

@@ -1,21 +1,34 @@
-"""Wan 2.1 text-to-video (2503.20314): flow matching, one transformer."""
+"""Wan 2.1 and the one-network 2.2 (2503.20314), text- and image-to-video: flow matching."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
+from lightning_dfd.backbones.base import Backbone, read_config
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
-from lightning_dfd.types import Conditioning, SampleKind
+from lightning_dfd.backbones.images import GivenFirstFrame, ImageChannels, to_pictures, token_times
+from lightning_dfd.backbones.stages import Staged
+from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 
 class WanBackbone(PerChannel):
-    """Latents [B, C, f, h, w], each channel by its own mean and standard deviation."""
+    """Latents [B, C, f, h, w], each channel by its own mean and standard deviation.
+
+    The network of 2.2's 5B is told a time for every token; which one it is stands in the pipeline's config.
+    """
 
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+    given_frames = 0  # frames of the latents that are an image's, free of noise
+
+    @classmethod
+    def variant(cls, pipeline_config: Mapping[str, Any]) -> type[Backbone]:
+        return WanStagedBackbone if pipeline_config.get("boundary_ratio") is not None else cls
 
     def text_length(self) -> int:
         return 512  # the default of the pipeline's call
@@ -25,12 +38,81 @@ class WanBackbone(PerChannel):
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         output: Tensor = transformer(
-            hidden_states=x_t.to(transformer.dtype),
-            timestep=timestep.float(),
+            hidden_states=self.network_input(x_t, cond).to(transformer.dtype),
+            timestep=self._network_time(timestep.float(), x_t.shape),
             encoder_hidden_states=cond["prompt_embeds"].to(transformer.dtype),
+            encoder_hidden_states_image=self._image_embeds(transformer, cond),
             return_dict=False,
         )[0]
         return output
 
+    def _network_time(self, timestep: Tensor, shape: Sequence[int]) -> Tensor:
+        if not self.pipeline_config.get("expand_timesteps"):
+            return timestep
+        _, height, width = self.transformer_config["patch_size"]
+        return token_times(timestep, shape[2], (shape[3] // height) * (shape[4] // width), self.given_frames)
+
+    def _image_embeds(self, transformer: Any, cond: Conditioning) -> Tensor | None:
+        return None
+
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
         return few_step_flow_scheduler(steps, kind)
+
+
+class WanStagedBackbone(Staged, WanBackbone):
+    """2.2's A14B: one network for high noise, another for low."""
+
+
+class WanImageBackbone(ImageChannels, WanBackbone):
+    """Image-to-video, 2.1: the image's latents and a mask are further channels, its CLIP features further text."""
+
+    image_parts = ("image_encoder", "image_processor")
+
+    @classmethod
+    def variant(cls, pipeline_config: Mapping[str, Any]) -> type[Backbone]:
+        if pipeline_config.get("boundary_ratio") is not None:
+            return WanStagedImageBackbone
+        return WanFirstFrameBackbone if pipeline_config.get("expand_timesteps") else cls
+
+    def latent_channels(self) -> int:
+        return int(self.vae_config["z_dim"])
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor, frames: int) -> Conditioning:
+        """The video of the image followed by grey, as latents; before it, in as many channels as a latent has frames,
+        which of them are given."""
+        clip = images.new_zeros(*images.shape[:2], frames, *images.shape[2:])
+        clip[:, :, 0] = images
+        latents = self.encode_videos(clip)
+        mask = latents.new_zeros(len(latents), self.compression()[0], *latents.shape[2:])
+        mask[:, :, 0] = 1.0
+        return Conditioning({"image_latents": torch.cat([mask, latents], 1)} | self._clip_features(images))
+
+    def blank_images(self, batch_size: int, size: VideoSize) -> Conditioning:
+        images = super().blank_images(batch_size, size)
+        if self.transformer_config.get("image_dim") is None:
+            return images
+        encoder = read_config(AutoencoderKL, self.source, "image_encoder")
+        tokens = (encoder["image_size"] // encoder["patch_size"]) ** 2 + 1  # and one for the whole
+        embeds = torch.zeros(batch_size, tokens, self.transformer_config["image_dim"], dtype=self.dtype)
+        return images | Conditioning({"image_embeds": embeds})
+
+    def _clip_features(self, images: Tensor) -> dict[str, Tensor]:
+        if self.transformer_config.get("image_dim") is None:
+            return {}
+        return {"image_embeds": self.encoders.encode_image(to_pictures(images), self.device)}
+
+    def _image_embeds(self, transformer: Any, cond: Conditioning) -> Tensor | None:
+        return cond["image_embeds"].to(transformer.dtype) if "image_embeds" in cond.tensors else None
+
+
+class WanStagedImageBackbone(Staged, WanImageBackbone):
+    """Image-to-video of 2.2's A14B."""
+
+
+class WanFirstFrameBackbone(GivenFirstFrame, WanBackbone):
+    """Image-to-video of 2.2's 5B, by the network that also makes videos from text."""
+
+    pipeline_class = "WanImageToVideoPipeline"
+    image_parts = ("image_encoder", "image_processor")
+    given_frames = 1

@@ -1,7 +1,8 @@
 """Latents and prompt embeddings on disk, so that training needs neither the VAE nor the text encoder.
 
     cache.json                what the cache was made from, and its clips; written last
-    latents/<id>.safetensors  "latents" of one clip, without batch axis; id from the clip's name
+    latents/<id>.safetensors  "latents" of one clip, without batch axis; id from the clip's name. With image-to-video
+                              teachers also the conditioning of its first frame, under its own names
     prompts/<id>.safetensors  the conditioning of one caption, without batch axis; id from its text
 
 Axis legend: B batch, C = 3 colour channels, F frames, H height, W width.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,6 +32,7 @@ from lightning_dfd.types import Conditioning, VideoSize
 
 FORMAT = 1
 INDEX = "cache.json"
+LATENTS = "latents"
 MAKE_IT = "make it with: lightning cache -c RECIPE"
 MAKE_AGAIN = "make it again with: lightning cache -c RECIPE"
 ELSEWHERE = "name another folder or delete this one"
@@ -77,6 +79,9 @@ class CacheEntry:
     caption: str
     latents: str
     prompt: str
+
+
+Encode = Callable[[Sequence[str]], Conditioning]
 
 
 @dataclass(frozen=True)
@@ -134,9 +139,12 @@ def write_cache(
     problems = tuple(left_out.values())
     if not done:
         raise ValueError(f"nothing to cache: none of {len(clips)} clips could be read{first_problems(problems)}")
-    prompts = dict.fromkeys([*(clip.caption for clip in done), *negative_prompts])
-    for prompt in tqdm(prompts, desc="prompts", disable=not progress):
-        _write_prompt(backbone, prompt, folder, source)
+    captions = dict.fromkeys(clip.caption for clip in done)
+    texts: list[tuple[Encode, str, str]]
+    texts = [(backbone.encode_prompts, caption, _id(caption)) for caption in captions]
+    texts += [(backbone.encode_negative, prompt, _negative_id(prompt)) for prompt in dict.fromkeys(negative_prompts)]
+    for encode, text, name in tqdm(texts, desc="prompts", disable=not progress):
+        _write_prompt(encode, text, _prompt_path(folder, name), source)
     _write_index(folder, source, done, problems)
     return CacheReport(written=len(done) - kept, kept=kept, problems=problems)
 
@@ -169,18 +177,20 @@ def _encode_group(
         return
     # A VAE in half precision computes no more bits than that, so its latents are stored as such: half the space.
     dtype = backbone.dtype if backbone.dtype in (torch.bfloat16, torch.float16) else torch.float32
-    latents = backbone.encode_videos(torch.stack(videos).float() / 127.5 - 1.0).to("cpu", dtype)
-    for (name, made_from), one in zip(stamps, latents, strict=True):
-        _save({"latents": one}, _latents_path(folder, name), made_from)
+    pixels = torch.stack(videos).float() / 127.5 - 1.0
+    latents = backbone.encode_videos(pixels).to("cpu", dtype)
+    images = backbone.encode_images(pixels[:, :, 0], source.size.frames).to("cpu", dtype)
+    for row, (name, made_from) in enumerate(stamps):
+        own = {name: value[row] for name, value in images.tensors.items()}
+        _save({LATENTS: latents[row]} | own, _latents_path(folder, name), made_from)
 
 
-def _write_prompt(backbone: Backbone, prompt: str, folder: Path, source: CacheSource) -> None:
-    path = _prompt_path(folder, _id(prompt))
+def _write_prompt(encode: Encode, prompt: str, path: Path, source: CacheSource) -> None:
     made_from = {"prompt": prompt, "source": source.digest}
     if _metadata(path) == made_from:
         return
     # one by one: some pipelines pad to the longest of a batch, some take a single prompt
-    cond = backbone.encode_prompts([prompt])
+    cond = encode([prompt])
     _save({name: value[0].cpu() for name, value in cond.tensors.items()}, path, made_from)
 
 
@@ -280,8 +290,19 @@ class LatentCache:
             ValueError: a file of the cache is missing or damaged.
         """
         entry = self.entries[index]
-        latents = read_latents(self.latents_path(index), f"the latents of {entry.name!r}")
-        return Sample(entry.caption, latents=latents, cond=self.conditioning(entry.caption))
+        latents, image = _split(_load(self.latents_path(index), f"the latents of {entry.name!r}"))
+        return Sample(entry.caption, latents=latents, cond=self.conditioning(entry.caption) | image)
+
+    def image_conditioning(self, name: str) -> Conditioning:
+        """The conditioning of a clip's first frame, batch 1, from the clip's name; empty for text-to-video.
+
+        Raises:
+            ValueError: there is no such clip, or its file is damaged.
+        """
+        for index, entry in enumerate(self.entries):
+            if entry.name == name:
+                return _split(_load(self.latents_path(index), f"the latents of {name!r}"))[1]
+        raise ValueError(f"{self.folder} holds no clip {name!r}; {MAKE_AGAIN}")
 
     def holds(self, prompt: str) -> bool:
         """Whether the prompt was embedded when the cache was made."""
@@ -293,7 +314,18 @@ class LatentCache:
         Raises:
             ValueError: the prompt was not embedded when the cache was made.
         """
-        tensors = _load(_prompt_path(self.folder, _id(prompt)), f"the embedding of the prompt {prompt!r}")
+        return self._embedding(_id(prompt), f"the embedding of the prompt {prompt!r}")
+
+    def negative_conditioning(self, prompt: str) -> Conditioning:
+        """The conditioning of one prompt to guide away from, batch 1.
+
+        Raises:
+            ValueError: it was not among the negative prompts when the cache was made.
+        """
+        return self._embedding(_negative_id(prompt), f"the embedding of the negative prompt {prompt!r}")
+
+    def _embedding(self, name: str, what: str) -> Conditioning:
+        tensors = _load(_prompt_path(self.folder, name), what)
         return Conditioning({name: value[None] for name, value in tensors.items()})
 
 
@@ -314,7 +346,13 @@ def _checked_entries(entries: Sequence[Mapping[str, Any]]) -> Iterator[CacheEntr
 
 def read_latents(path: Path, what: str = "latents") -> Tensor:
     """One clip's latents [...], float32, from a cache's file. Raises ValueError if it is missing or damaged."""
-    return _load(path, what)["latents"].float()
+    return _split(_load(path, what))[0]
+
+
+def _split(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Conditioning]:
+    """The content of a latents file: latents [...] float32, and the first frame's conditioning, of batch 1."""
+    image = {name: value[None] for name, value in tensors.items() if name != LATENTS}
+    return tensors[LATENTS].float(), Conditioning(image)
 
 
 def _load(path: Path, what: str) -> dict[str, Tensor]:
@@ -333,6 +371,11 @@ def _latents_path(folder: Path, name: str) -> Path:
 
 def _prompt_path(folder: Path, name: str) -> Path:
     return folder / "prompts" / f"{name}.safetensors"
+
+
+def _negative_id(prompt: str) -> str:
+    """As `_id`, for a prompt to guide away from: a caption of the same words may be embedded in another way."""
+    return _id(f"negative prompt: {prompt}")
 
 
 def _id(text: str) -> str:

@@ -121,7 +121,7 @@ class VideoDataModule(LightningDataModule):
         Raises:
             ValueError: the cache does not hold it.
         """
-        return None if self.latent_cache is None else self.latent_cache.conditioning(prompt)
+        return None if self.latent_cache is None else self.latent_cache.negative_conditioning(prompt)
 
     def same_caption_latents(self, prompt: str, k: int, generator: torch.Generator) -> list[Tensor]:
         """The latents [...], float32, of up to `k` different training clips with this caption, drawn by `generator`
@@ -142,6 +142,10 @@ class VideoDataModule(LightningDataModule):
         for clip in self.clips:
             paths.setdefault(clip.caption, []).append(clip.path)
         return paths
+
+    def clip_of(self, prompt: str) -> Clip | None:
+        """The first clip with this caption, after `setup`: of those held out, else of the training clips."""
+        return next((clip for clip in (*self.held_out, *self.clips) if clip.caption == prompt), None)
 
     @property
     def summary(self) -> str:

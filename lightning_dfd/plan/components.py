@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, ModelMixin
 from torch import nn
 
 from lightning_dfd.backbones import Backbone
@@ -16,28 +15,15 @@ from lightning_dfd.backbones.base import read_config
 from lightning_dfd.quantization import BYTES, Quantization
 
 
-def blank_network(config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
-    """A diffusers network in the precision in which `from_pretrained` loads it: some layers stay float32."""
-    network_class = getattr(diffusers, config["_class_name"])
-    with torch.device("meta"):
-        network: nn.Module = network_class.from_config(config)
-    kept = set(network_class._keep_in_fp32_modules or ())
-    for name, tensor in network.state_dict(keep_vars=True).items():  # buffers that are not stored stay as they are
-        if tensor.is_floating_point() and not kept & set(name.split(".")):
-            tensor.data = tensor.data.to(dtype)
-    return network.eval().requires_grad_(False)
-
-
-def blank_text_encoders(backbone: Backbone) -> dict[str, nn.Module] | None:
-    """The pipeline's text encoders by name; None where their configs are not there."""
-    index = DiffusionPipeline.load_config(backbone.source)
+def blank_encoders(backbone: Backbone) -> dict[str, nn.Module] | None:
+    """What encodes prompts and images besides the VAE, by name; None where a config is not there."""
     networks = {}
-    for name in backbone.text_encoders:
+    for name in backbone.encoder_names:
         try:
             config = read_config(AutoencoderKL, backbone.source, name)
         except FileNotFoundError:
             return None
-        network_class = getattr(transformers, index[name][1])
+        network_class = getattr(transformers, backbone.pipeline_config[name][1])
         with torch.device("meta"):
             networks[name] = network_class(network_class.config_class.from_dict(config)).to(backbone.dtype)
     return networks
@@ -50,20 +36,24 @@ def size_of(network: nn.Module) -> int:
 
 def spared_by_quantization(network: nn.Module, quantization: Quantization) -> int:
     """Bytes that a network's linear layers lose; those that stay float32 are not quantised either."""
-    kept = set(getattr(network, "_keep_in_fp32_modules", None) or ())
-    weights = [
-        module.weight
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and not kept & set(name.split("."))
-    ]
+    weights = []
+    for one in transformers_in(network):
+        kept = set(one._keep_in_fp32_modules or ())
+        linear = {name: module for name, module in one.named_modules() if isinstance(module, nn.Linear)}
+        weights += [module.weight for name, module in linear.items() if not kept & set(name.split("."))]
     return sum(weight.nbytes - int(weight.numel() * BYTES[quantization.kind]) for weight in weights)
 
 
 def spared_by_offload(network: nn.Module) -> int:
     """Bytes of the blocks that wait on the CPU: all but the one that computes and the one being fetched."""
-    lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
+    lists = [child for one in transformers_in(network) for child in one.children() if isinstance(child, nn.ModuleList)]
     sizes = sorted(size_of(block) for blocks in lists for block in blocks)
     return sum(sizes[:-2])
+
+
+def transformers_in(network: nn.Module) -> list[Any]:
+    """The diffusers networks that a teacher is made of: itself, or several that share the noise levels."""
+    return [module for module in network.modules() if isinstance(module, ModelMixin)]
 
 
 def replace_tensors(network: nn.Module, make: Callable[[torch.Tensor], torch.Tensor]) -> None:

@@ -11,10 +11,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_dfd.backbones import Backbone
+from lightning_dfd.backbones.blank import blank_network
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.plan.components import (
-    blank_network,
-    blank_text_encoders,
+    blank_encoders,
     replace_tensors,
     size_of,
     spared_by_offload,
@@ -129,13 +129,15 @@ def estimate(setup: Setup) -> Estimate:
     """
     module = copy.deepcopy(setup.module)
     backbone = module.backbone
+    prompts = backbone.blank_prompts(1)  # refuses where nothing can be planned
     backbone.check_size(setup.size)
     done = rehearse(module, setup.size, setup.batch_size, setup.precision, setup.device)
     spared = _spared(module)
-    text = blank_text_encoders(backbone)
+    text = blank_encoders(backbone)
     vae, encoding = encode(backbone, setup.size, 1 if setup.cached else setup.batch_size)
     half = backbone.dtype in (torch.bfloat16, torch.float16)  # what `lightning cache` stores
-    conditioning = backbone.blank_conditioning(1).tensors.values()
+    images = backbone.blank_images(1, setup.size).tensors.values()
+    latents = torch.Size(backbone.latent_shape(setup.size)).numel() + sum(tensor.numel() for tensor in images)
     return Estimate(
         base=done.base - spared,
         weights=done.weights,
@@ -146,8 +148,8 @@ def estimate(setup: Setup) -> Estimate:
         encoding=encoding,
         cached=setup.cached,
         offload=backbone.offload,
-        latents=torch.Size(backbone.latent_shape(setup.size)).numel() * (2 if half else 4),
-        embedding=sum(tensor.nbytes for tensor in conditioning),
+        latents=latents * (2 if half else 4),
+        embedding=sum(tensor.nbytes for tensor in prompts.tensors.values()),
         student_share=1.0 / module.dmd.student_update_freq,
     )
 
@@ -155,7 +157,7 @@ def estimate(setup: Setup) -> Estimate:
 def _spared(module: DistillationModule) -> int:
     """Bytes of the teacher that quantisation saves, or that wait on the CPU."""
     backbone = module.backbone
-    network = blank_network(dict(backbone.transformer_config), backbone.dtype)
+    network = backbone.blank_transformer()
     if backbone.quantization is not None:
         return spared_by_quantization(network, backbone.quantization)
     return spared_by_offload(network) if backbone.offload and module.student.mode == "full" else 0
@@ -164,7 +166,8 @@ def _spared(module: DistillationModule) -> int:
 def encode(backbone: Backbone, size: VideoSize, batch_size: int) -> tuple[int, int]:
     """Bytes of the VAE's weights, and the most that it holds besides while it encodes a batch of videos."""
     backbone = copy.copy(backbone)
-    vae = blank_network(dict(backbone.vae_config), backbone.dtype)
+    vae = blank_network(backbone.vae_config, backbone.dtype)
+    backbone.prepare_vae(vae)
     with Meter() as meter, FakeTensorMode(allow_non_fake_inputs=True):
         replace_tensors(vae, lambda like: torch.empty(like.shape, dtype=like.dtype))
         weights = meter.live

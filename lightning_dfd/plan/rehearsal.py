@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_dfd.draws import Draws
 from lightning_dfd.module import DistillationModule
-from lightning_dfd.plan.components import blank_network, replace_tensors, size_of
+from lightning_dfd.plan.components import replace_tensors, size_of, transformers_in
 from lightning_dfd.plan.meter import Meter
 from lightning_dfd.plan.rules import Rules
 from lightning_dfd.roles import TRAINED
@@ -69,7 +68,7 @@ def rehearse(module: DistillationModule, size: VideoSize, batch_size: int, preci
     module.dmd = replace(module.dmd, guidance=max(module.dmd.guidance, forced or 1.0))
     module.data_forcing = DataForcingSettings()
     with torch.device("meta"):
-        module.build_roles(blank_network(dict(backbone.transformer_config), backbone.dtype))
+        module.build_roles(backbone.blank_transformer())
     if precision in WHOLE:
         module.network.to(WHOLE[precision])
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -82,7 +81,7 @@ def rehearse(module: DistillationModule, size: VideoSize, batch_size: int, preci
         base = meter.live - sum(weights.values())
         optimizers = _optimizers(module, device)
         states = {role: _fill_states(optimizer, meter) for role, optimizer in optimizers.items()}
-        module.negative = backbone.blank_conditioning(1)
+        module.negative = backbone.blank_prompts(1)
         module._draws = _Longest.of(0, 0, 0, 0, CPU)
         with _inside_networks(module, fake, Rules(device)):
             turns = {
@@ -103,7 +102,8 @@ def _turn(
 ) -> Turn:
     """As `DistillationModule.training_step`, for the last batch of an iteration."""
     backbone = module.backbone
-    real, cond = torch.randn(batch_size, *backbone.latent_shape(size)), backbone.blank_conditioning(batch_size)
+    real = torch.randn(batch_size, *backbone.latent_shape(size))
+    cond = backbone.blank_prompts(batch_size) | backbone.blank_images(batch_size, size)
     prompts = [""] * batch_size
     if module.accumulate > 1:  # in all batches but the first the gradients are there from the start
         for parameter in module.network.parameters_of(role):
@@ -166,9 +166,8 @@ def _inside_networks(module: DistillationModule, *modes: AbstractContextManager[
         for mode in reversed(modes):
             mode.__exit__(None, None, None)
 
-    networks = {_network_of(module, role) for role in ("teacher", *module.network.held)}
     handles = []
-    for part in (*networks, *module.network.blocks()):
+    for part in (*transformers_in(module), *module.network.blocks()):
         handles.append(part.register_forward_pre_hook(enter))
         handles.append(part.register_forward_hook(leave, always_call=True))
     try:
@@ -176,8 +175,3 @@ def _inside_networks(module: DistillationModule, *modes: AbstractContextManager[
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _network_of(module: DistillationModule, role: Role) -> nn.Module:
-    with module.network.act_as(role) as network:
-        return network

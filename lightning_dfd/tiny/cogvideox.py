@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+from typing import Any
+
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    DiffusionPipeline,
+)
 from transformers import T5Config, T5EncoderModel
 
-from lightning_dfd.tiny.parts import Tiny, text_encoder, text_tokenizer
+from lightning_dfd.tiny.parts import EVEN, Tiny, text_encoder, text_tokenizer
 
 
 def cogvideox_scheduler(snr_shift: float) -> CogVideoXDDIMScheduler:
@@ -22,10 +31,14 @@ def cogvideox_scheduler(snr_shift: float) -> CogVideoXDDIMScheduler:
     )
 
 
-def cogvideox(rotary: bool = False) -> CogVideoXPipeline:
-    """9 frames of 32x32 by default; sine positions and SNR shift 3 as in the 2B, or rotary and 1 as in the 5B."""
+def cogvideox(rotary: bool = False, image: bool = False) -> DiffusionPipeline:
+    """9 frames of 32x32 by default; sine positions and SNR shift 3 as in the 2B, or rotary and 1 as in the 5B.
+
+    `image` makes it image-to-video, as the 5B I2V: the image's latents are further channels.
+    """
     tokenizer = text_tokenizer()
-    return CogVideoXPipeline(
+    pipeline: Any = CogVideoXImageToVideoPipeline if image else CogVideoXPipeline
+    return pipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder(T5Config, T5EncoderModel, len(tokenizer)),
         vae=AutoencoderKLCogVideoX(
@@ -42,7 +55,7 @@ def cogvideox(rotary: bool = False) -> CogVideoXPipeline:
             num_attention_heads=2,
             attention_head_dim=16,
             num_layers=2,
-            in_channels=4,
+            in_channels=8 if image else 4,
             out_channels=4,
             time_embed_dim=8,
             text_embed_dim=32,
@@ -56,8 +69,8 @@ def cogvideox(rotary: bool = False) -> CogVideoXPipeline:
     )
 
 
-EVEN = (0.999, 0.749, 0.499, 0.249)
 TINY = {
     "cogvideox": Tiny(cogvideox, steps=EVEN),
     "cogvideox_5b": Tiny(lambda: cogvideox(rotary=True), steps=EVEN),
+    "cogvideox_i2v": Tiny(lambda: cogvideox(rotary=True, image=True), steps=EVEN),
 }

@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline, LTXVideoTransformer3DModel
+from diffusers import (
+    AutoencoderKLLTXVideo,
+    FlowMatchEulerDiscreteScheduler,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
+)
 from transformers import T5Config, T5EncoderModel
 
 from lightning_dfd.tiny.parts import Tiny, text_encoder, text_tokenizer
@@ -48,4 +53,9 @@ def ltx() -> LTXPipeline:
     )
 
 
-TINY = {"ltx": Tiny(ltx, VideoSize(9, 64, 96))}
+TINY = {
+    "ltx": Tiny(ltx, size=VideoSize(9, 64, 96)),
+    "ltx_i2v": Tiny(  # one folder is both, as on the hub
+        ltx, backbone="lightning_dfd.backbones.ltx.LTXImageBackbone", size=VideoSize(9, 64, 96), kinds=("ode",)
+    ),
+}

@@ -1,0 +1,152 @@
+"""Every family keeps the contract of lightning_dfd.testing, and the contract notices when one does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_dfd.backbones.hunyuan15 import HunyuanVideo15Backbone
+from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone, Kandinsky5ImageBackbone
+from lightning_dfd.backbones.latte import LatteBackbone
+from lightning_dfd.backbones.sana_video import SanaVideoBackbone
+from lightning_dfd.backbones.wan import WanBackbone, WanImageBackbone
+from lightning_dfd.noise import unshift_time
+from lightning_dfd.testing import CHECKS, Case, check_backbone, run_check
+from lightning_dfd.tiny import TINY
+from lightning_dfd.types import Conditioning, SampleKind, VideoSize
+
+
+@pytest.fixture(scope="session")
+def cases(tiny: dict[str, Path]) -> dict[str, Case]:
+    return {name: Case.of(tiny[name], this) for name, this in TINY.items()}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("family", TINY)
+def test_contract(cases: dict[str, Case], family: str, check: str, tmp_path: Path) -> None:
+    run_check(check, cases[family], tmp_path)
+
+
+# ---- backbones with one mistake each ------------------------------------------------------------------------
+
+
+class WrongStatistics(WanBackbone):
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        mean, std = super().statistics()
+        return mean, 1.01 * std
+
+
+class WrongTimes(WanBackbone):
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[float, ...]:
+        return tuple(unshift_time(t, 1.01) for t in super().teacher_times(num_steps, shape))
+
+
+class WrongTimestep(WanBackbone):
+    def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
+        return super().call(transformer, x_t, 0.99 * timestep, cond)
+
+
+class DeafToPrompts(WanBackbone):
+    def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
+        return super().call(transformer, x_t, timestep, Conditioning({"prompt_embeds": 0 * cond["prompt_embeds"]}))
+
+
+class MixesPrompts(WanBackbone):
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        embeds = super().encode_prompts(prompts)["prompt_embeds"]
+        return Conditioning({"prompt_embeds": embeds - embeds.mean(0) + embeds[:1]})
+
+
+class LosesGradients(WanBackbone):
+    def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
+        return super().call(transformer, x_t, timestep, cond).detach().requires_grad_()
+
+
+class ForgetsImages(WanImageBackbone):
+    def encode_images(self, images: Tensor, frames: int) -> Conditioning:
+        return super().encode_images(torch.zeros_like(images), frames)
+
+
+class InstructsNegatives(SanaVideoBackbone):
+    def encode_negative(self, prompts: Sequence[str]) -> Conditioning:
+        return self.encode_prompts(prompts)
+
+
+class SeesPadding(Kandinsky5Backbone):
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        cond = super().encode_prompts(prompts)
+        return cond | Conditioning({"prompt_length": cond["prompt_length"] + 1})
+
+
+class ReturnsWhatItSampled(Kandinsky5ImageBackbone):
+    def finish(self, latents: Tensor) -> Tensor:
+        return latents
+
+
+class OwnPadding(LatteBackbone):
+    def unconditional(self, negative: Conditioning, cond: Conditioning) -> Conditioning:
+        return cond | negative.expand(cond.batch_size)
+
+
+class OtherGuider(HunyuanVideo15Backbone):
+    def prepare(self, pipe: Any, guidance: float = 1.0) -> None:
+        super().prepare(pipe, guidance + 0.1)
+
+
+class OtherScheduler(WanBackbone):
+    def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
+        return super().few_step_scheduler([unshift_time(t, 1.2) for t in steps], kind)
+
+
+class WrongShape(WanBackbone):
+    def latent_shape(self, size: VideoSize) -> tuple[int, ...]:
+        channels, frames, height, width = super().latent_shape(size)
+        return channels, frames, width, height
+
+
+@pytest.mark.parametrize(
+    ("mistake", "family", "checks"),
+    [
+        (WrongStatistics, "wan", ["decode"]),
+        (WrongTimes, "wan", ["replay"]),
+        (WrongTimestep, "wan", ["x0", "replay"]),
+        (DeafToPrompts, "wan", ["x0", "replay"]),
+        (MixesPrompts, "wan", ["prompts"]),
+        (LosesGradients, "wan", ["checkpointing", "train_lora", "train_full", "gan"]),
+        (ForgetsImages, "wan_i2v", ["x0", "replay", "image", "export_pipeline"]),
+        (InstructsNegatives, "sanavideo", ["replay"]),
+        (SeesPadding, "kandinsky", ["x0", "replay"]),
+        (ReturnsWhatItSampled, "kandinsky_i2v", ["replay"]),
+        (OwnPadding, "latte", ["replay"]),
+        (OtherGuider, "hunyuan15", ["x0"]),
+        (OtherScheduler, "wan", ["export_pipeline", "export_full"]),
+        (WrongShape, "wan", ["layout"]),
+    ],
+)
+def test_contract_notices(
+    cases: dict[str, Case], mistake: type, family: str, checks: list[str], tmp_path: Path
+) -> None:
+    case = replace(cases[family], backbone=f"{__name__}.{mistake.__name__}")
+    for check in checks:
+        with pytest.raises((AssertionError, RuntimeError)):
+            CHECKS[check](case, tmp_path)
+
+
+def test_the_whole_contract_in_one_line(cases: dict[str, Case], tmp_path: Path) -> None:
+    found = check_backbone(cases["wan"], tmp_path)
+    assert found.keys() == CHECKS.keys()
+    with pytest.raises(AssertionError, match="was not refused"):
+        run_check("layout", replace(cases["wan"], refuses=("layout",)), tmp_path)
+    assert all(error is None or error < 0.05 for error in found.values())
+
+
+def test_failing_checks_are_named_with_what_they_are_for(cases: dict[str, Case], tmp_path: Path) -> None:
+    wrong = replace(cases["wan"], backbone=f"{__name__}.WrongTimes")
+    with pytest.raises(AssertionError, match=r"(?s)checks failed\nreplay: 4 steps .* differ .*The pipeline's guided"):
+        check_backbone(wrong, tmp_path)
