@@ -111,11 +111,8 @@ class Latents(IterableDataset[Batch]):
         backbone, count = self.module.backbone, self.case.batch_size
         for _ in itertools.count():
             latents = torch.randn(count, *backbone.latent_shape(self.case.size))
-            yield Batch(
-                ("",) * count,
-                latents=latents,
-                cond=backbone.blank_prompts(count) | backbone.blank_images(count, self.case.size),
-            )
+            cond = backbone.blank_prompts(count) | backbone.blank_images(count, self.case.size)
+            yield Batch(("",) * count, latents=latents, cond=cond)
 
 
 class AllocatorPeak(Callback):
