@@ -51,6 +51,8 @@ def recipe_facts(module: Any) -> dict[str, dict[str, Any]]:
         "trainer.precision": str(trainer.precision),
         "number of processes": trainer.world_size,
         "model.dtype": dtype,
+        "model.quantization": str(module.backbone.quantization),
+        "model.compile": module.compiled,
     }
     if data is not None:
         fixed["data.frames, height, width"] = [data.size.frames, data.size.height, data.size.width]

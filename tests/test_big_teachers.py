@@ -16,13 +16,14 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
+from lightning_dfd.data import VideoDataModule
 from lightning_dfd.offload import offload_blocks
 from lightning_dfd.quantization import Quantization
 from lightning_dfd.roles import RECOMPILE_LIMIT, LoraRoles, Roles
-from lightning_dfd.settings import DMDSettings, GANSettings, StudentSettings
-from lightning_dfd.tiny import TEXT_LENGTH
+from lightning_dfd.settings import DMDSettings, GANSettings, SamplingSettings, StudentSettings
+from lightning_dfd.tiny import TEXT_LENGTH, TINY
 from lightning_dfd.types import VideoSize
-from tests.test_module import fit, make_module
+from tests.test_module import fit, make_module, make_trainer
 from tests.test_roles import inputs, make, stir, student_gradients
 
 # ---- compile ----------------------------------------------------------------------------------------------------
@@ -163,6 +164,18 @@ def test_configs_are_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(quantization_config, "is_torchao_version", lambda *_: False)
     torchao = Quantization("torchao", "int8").config(torch.bfloat16)
     assert isinstance(torchao.quant_type, api.Int8WeightOnlyConfig)
+
+
+def test_an_export_is_merged_into_the_teacher_as_published(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """Of a quantised run no backend is needed for it."""
+    options: dict[str, Any] = {"sampling": SamplingSettings(list(TINY["wan"].steps))}
+    trainer = fit(make_module(tiny["wan"], **options), tmp_path, 5)
+    trainer.save_checkpoint(tmp_path / "student.ckpt")
+    module = make_module(tiny["wan"], quantization=Quantization("torchao", "int8"), **options)
+    data = VideoDataModule(cache="none", frames=9, height=32, width=32)
+    report = make_trainer(tmp_path, 1).export(module, data, str(tmp_path / "out"), str(tmp_path / "student.ckpt"))
+    assert report.error < 1e-3
+    assert (tmp_path / "out" / "transformer" / "config.json").is_file()
 
 
 # ---- offload ----------------------------------------------------------------------------------------------------

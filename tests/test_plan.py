@@ -17,7 +17,7 @@ from lightning_dfd import cli
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
 from lightning_dfd.backbones.blank import blank_network
 from lightning_dfd.module import DistillationModule
-from lightning_dfd.plan import Estimate, Meter, Setup, advise, estimate
+from lightning_dfd.plan import Advice, Estimate, Meter, Setup, advise, as_json, as_text, estimate
 from lightning_dfd.plan.components import blank_encoders, size_of
 from lightning_dfd.quantization import Quantization
 from lightning_dfd.settings import DiversitySettings, GANSettings, SamplingSettings, StudentSettings
@@ -203,15 +203,24 @@ def plan(*words: str) -> None:
 
 
 def test_command_reads_configs_only(configs_only: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan("--model.teacher", str(configs_only), "--memory", "0.00001")
+    plan("--model.teacher", str(configs_only), "--memory", "80")
     text = capsys.readouterr().out
-    for said in ("largest term:", "TFLOP", "a clip", "does NOT fit", "not counted: the text encoders", "bf16-mixed"):
+    for said in ("largest term:", "TFLOP", "a clip", "fits into 80 GiB", "not counted: the text", "bf16-mixed"):
         assert said in text, text
-    plan("--model.teacher", str(configs_only), "--json", "true", "--memory", "80")
+    plan("--model.teacher", str(configs_only), "--json", "true")
     answer = json.loads(capsys.readouterr().out)
-    assert answer["fits"] is True
+    assert (answer["fits"], answer["advice"]) == (None, [])
     assert answer["peak"] == max(answer["peaks"].values()) == sum(answer["terms"].values())
     assert answer["text_encoders_counted"] is False
+
+
+def test_report_says_what_to_change(tiny: dict[str, Path], plain: Estimate) -> None:
+    setup = setup_of(tiny, case("wan"), cached=False)
+    text = as_text(setup, plain, 2**30 * 1e-6, [Advice("set this", plain.peak - 1)])
+    assert "does NOT fit into 1e-06 GiB" in text
+    assert text.index("set this") < text.index("then lower data.frames")
+    told = json.loads(as_json(setup, plain, 1.0, [Advice("set this", 7)]))
+    assert (told["fits"], told["advice"]) == (False, [{"change": "set this", "peak": 7}])
 
 
 def test_command_names_a_teacher_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:

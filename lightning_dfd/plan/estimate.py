@@ -111,7 +111,7 @@ class Estimate:
         for role, turn in self.turns.items():
             if busiest == f"{role} update":
                 terms[f"{role} gradients"] = turn.gradients
-        return terms | {f"activations of the {busiest}": self.peak - sum(terms.values())}
+        return terms | {f"activations and temporaries of the {busiest}": self.peak - sum(terms.values())}
 
     @property
     def flops(self) -> float:

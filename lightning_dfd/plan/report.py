@@ -36,11 +36,11 @@ def facts(setup: Setup) -> dict[str, Any]:
 def as_text(setup: Setup, found: Estimate, limit: float | None, advice: Sequence[Advice]) -> str:
     """A table of GiB, the largest term, disk and work, and what to change if `limit` (bytes) is exceeded."""
     lines = [f"{name:24} {value}" for name, value in facts(setup).items() if value]
-    lines += ["", f"{'at the peak of training':44} {'GiB':>9}"]
-    lines += [f"{_readable(name):44} {size / GIB:9.2f}" for name, size in found.terms.items() if size]
-    lines += [f"{'total':44} {found.peak / GIB:9.2f}", ""]
-    lines += [f"{_readable(f'peak of the {name}'):44} {size / GIB:9.2f}" for name, size in found.peaks.items()]
-    lines += [f"{'peak of lightning cache':44} {found.caching / GIB:9.2f}", ""]
+    lines += ["", f"{'at the peak of training':52} {'GiB':>9}"]
+    lines += [f"{_readable(name):52} {size / GIB:9.2f}" for name, size in found.terms.items() if size]
+    lines += [f"{'total':52} {found.peak / GIB:9.2f}", ""]
+    lines += [f"{_readable(f'peak of the {name}'):52} {size / GIB:9.2f}" for name, size in found.peaks.items()]
+    lines += [f"{'peak of lightning cache':52} {found.caching / GIB:9.2f}", ""]
     largest = max(found.terms, key=lambda name: found.terms[name])
     lines += [f"largest term: {_readable(largest)}, {found.terms[largest] / found.peak:.0%}"]
     lines += [f"a cache takes {found.latents / MIB:.1f} MiB a clip and {found.embedding / MIB:.1f} MiB a caption"]
