@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from lightning_dfd.backbones import backbone_from_pretrained
-from lightning_dfd.checkpoints import below, read_checkpoint, refuse_misfit
+from lightning_dfd.checkpoints import OURS, below, read_checkpoint, refuse_misfit
 from lightning_dfd.data import VideoDataModule
 from lightning_dfd.discriminator import Discriminator, tapped
 from lightning_dfd.draws import Draws, hash_seed
@@ -44,6 +44,7 @@ from lightning_dfd.objectives import (
     teacher_guidance,
 )
 from lightning_dfd.optimizers import as_list, clip_parts, keep_settings, settings_of
+from lightning_dfd.resume import log_places, recipe_facts, refuse_other_recipe
 from lightning_dfd.roles import TRAINED, FullRoles, LoraRoles, Roles
 from lightning_dfd.sampler import Draw, roll_to, sample
 from lightning_dfd.settings import (
@@ -56,6 +57,7 @@ from lightning_dfd.settings import (
 )
 from lightning_dfd.types import Batch, Conditioning, Role
 
+SPEED = "train/samples_per_s"
 SHOWN = ("train/student_loss", "train/fake_loss", "train/paired_gap")  # on the progress bar
 ADAMW: OptimizerCallable = partial(torch.optim.AdamW, lr=1e-5, betas=(0.9, 0.999), weight_decay=0.01)
 
@@ -124,6 +126,7 @@ class DistillationModule(LightningModule):
         self.discriminator: Discriminator | None = None
         self.negative: Conditioning | None = None
         self.counts = {"student_steps": 0, "forced_steps": 0}
+        self._recipe: dict[str, dict[str, Any]] = {}
         self._micro = 0  # batches since the last optimizer step
         self._latest: dict[str, Tensor | float] = {}
         self._clock: float | None = None
@@ -156,14 +159,14 @@ class DistillationModule(LightningModule):
             teacher = self.guided_teacher(self.schedule.add_noise(shown, eps, t), t, cond, scale)
         gradient = dmd_gradient(gen, fake, teacher)
         loss = surrogate_loss(gen, gradient)
-        if self._micro == 0:
+        if self._micro == self.accumulate - 1:  # the last batch, so that an iteration done anew counts once
             self.counts["student_steps"] += 1
             self.counts["forced_steps"] += drawn
         self._latest |= {
             "train/student_loss": loss.detach(),
             "train/dmd_gradient_norm": gradient.flatten(1).norm(dim=1).mean(),
             "train/paired_gap": paired_gap(real, gen),
-            "train/forced_share": self.counts["forced_steps"] / self.counts["student_steps"],
+            "train/forced_share": self.counts["forced_steps"] / max(1, self.counts["student_steps"]),
         }
         if len(real) > 1:
             self._latest["train/unpaired_gap"] = paired_gap(real.roll(1, 0), gen)  # what the paired one is to be below
@@ -292,11 +295,18 @@ class DistillationModule(LightningModule):
         return settings.probability > 0 and (settings.until is None or self.trainer.global_step < settings.until)
 
     def _seed_draws(self) -> None:
-        self._draws = Draws.of(self.seed, self.trainer.global_step, self._micro, self.global_rank, self.device)
+        place = (self.seed, self.trainer.global_step, self._micro, self.global_rank)
+        self._draws = Draws.of(*place, self.device)
+        torch.manual_seed(hash_seed("global", *place))  # for networks of users' own, which may draw from it
 
     def score_time(self, batch_size: int) -> Tensor:
         settings = self.dmd.score_time
         return self._draws.times(batch_size, settings.low, settings.high, settings.shift)
+
+    @property
+    def between_iterations(self) -> bool:
+        """Whether all batches of an iteration are done and none of the next."""
+        return self._micro == 0
 
     # ---- optimizers ---------------------------------------------------------------------------------------
 
@@ -347,7 +357,7 @@ class DistillationModule(LightningModule):
         now = time.perf_counter()
         if self._clock is not None:
             samples = len(batch.prompts) * self.accumulate * self.trainer.world_size
-            self._latest["train/samples_per_s"] = samples / (now - self._clock)
+            self._latest[SPEED] = samples / (now - self._clock)
         self._clock = now
         for name, value in self._latest.items():
             self.log(name, value, logger=False, prog_bar=name in SHOWN)
@@ -434,6 +444,7 @@ class DistillationModule(LightningModule):
             self.backbone.check_size(self.datamodule.size)
             self.datamodule.require_teacher(self.backbone.identity())
         if stage == "fit":
+            self._recipe = recipe_facts(self)
             settings = self.data_forcing
             cached = self.datamodule is not None and self.datamodule.cache is not None
             if settings.probability > 0 and settings.nearest_of > 1 and not cached:
@@ -494,8 +505,11 @@ class DistillationModule(LightningModule):
         """Keep what is trained, leave the frozen teacher out, and say what was distilled."""
         owned = self._owned_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in owned}
-        checkpoint["lightning_dfd"] = {
+        checkpoint[OURS] = {
             "counts": dict(self.counts),
+            "latest": {name: float(value) for name, value in self._latest.items() if name != SPEED},
+            "recipe": self._recipe,
+            "logs": log_places(self.loggers),
             "facts": {
                 "Data": "not stated" if self.datamodule is None else self.datamodule.summary,
                 "Iterations": str(checkpoint["global_step"]),
@@ -504,8 +518,12 @@ class DistillationModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        ours = checkpoint[OURS]
+        if self.trainer.state.fn == "fit" and "recipe" in ours:
+            refuse_other_recipe(self._recipe, ours["recipe"])
         refuse_misfit(self._owned_keys(), set(checkpoint["state_dict"]))
-        self.counts = dict(checkpoint["lightning_dfd"]["counts"])
+        self.counts = dict(ours["counts"])
+        self._latest = dict(ours.get("latest", {}))
 
     def _owned_keys(self) -> set[str]:
         head = {} if self.discriminator is None else self.discriminator.state_dict()
@@ -522,5 +540,5 @@ class DistillationModule(LightningModule):
         head = below("discriminator.", checkpoint["state_dict"])
         if self.discriminator is not None and head and not self.discriminator.take_over(head):
             rank_zero_warn(f"{path} has a discriminator on other blocks; this run begins with a new one")
-        facts: dict[str, str] = checkpoint["lightning_dfd"]["facts"]
+        facts: dict[str, str] = checkpoint[OURS]["facts"]
         return facts

@@ -23,6 +23,7 @@ GROUND_FIRST = [
     "settings",
     "optimizers",
     "checkpoints",
+    "resume",
     "module",
     "pictures",
     "pages",
