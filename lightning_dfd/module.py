@@ -18,7 +18,7 @@ from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_dfd.backbones import backbone_from_pretrained
 from lightning_dfd.checkpoints import OURS, below, read_checkpoint, refuse_misfit
@@ -44,6 +44,7 @@ from lightning_dfd.objectives import (
     teacher_guidance,
 )
 from lightning_dfd.optimizers import as_list, clip_parts, keep_settings, settings_of
+from lightning_dfd.quantization import Quantization
 from lightning_dfd.resume import log_places, recipe_facts, refuse_other_recipe
 from lightning_dfd.roles import TRAINED, FullRoles, LoraRoles, Roles
 from lightning_dfd.sampler import Draw, roll_to, sample
@@ -75,6 +76,9 @@ class DistillationModule(LightningModule):
             by watching it; null to choose by the pipeline's class.
         dtype: precision of the frozen weights. What is trained is float32; see trainer.precision.
         max_sequence_length: text tokens per prompt; null for the pipeline's default.
+        quantization: of the frozen weights, for adapters; null for none.
+        compile: compile the network's blocks by torch.compile: slower to start, then faster.
+        offload: keep VAE and text encoders, and with full tuning the teacher, on the CPU but for what is computing.
         student: what is trained.
         sampling: the student's times and kind of sampling.
         dmd: distribution matching.
@@ -96,6 +100,9 @@ class DistillationModule(LightningModule):
         backbone: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         max_sequence_length: int | None = None,
+        quantization: Quantization | None = None,
+        compile: bool = False,
+        offload: bool = False,
         student: StudentSettings = StudentSettings(),  # noqa: B008 (frozen)
         sampling: SamplingSettings = SamplingSettings(),  # noqa: B008
         dmd: DMDSettings = DMDSettings(),  # noqa: B008
@@ -112,10 +119,16 @@ class DistillationModule(LightningModule):
     ) -> None:
         super().__init__()
         diversity.check(student, sampling)
+        if quantization is not None:
+            quantization.check(student.mode)
+        if offload:
+            gan.check_offload(student)
         # Hyperparameters are not saved into checkpoints: on resume the recipe and the command line decide.
         self.automatic_optimization = False
         self.strict_loading = False  # the teacher is not in checkpoints; on_load_checkpoint checks the rest
         self.backbone = backbone_from_pretrained(teacher, getattr(torch, dtype), max_sequence_length, backbone)
+        self.backbone.quantization, self.backbone.offload = quantization, offload
+        self.compiled = compile
         self.student, self.sampling, self.dmd = student, sampling, dmd
         self.data_forcing, self.gan, self.diversity = data_forcing, gan, diversity
         self.student_optimizer, self.fake_optimizer = student_optimizer, fake_optimizer
@@ -241,7 +254,7 @@ class DistillationModule(LightningModule):
             t = torch.tensor(steps, dtype=torch.float64, device=real.device)[pick]
             return self.x0("student", self.schedule.add_noise(real, draws.noise_like(real), t), t, cond)
         first = 1 if self.diversity.weight else 0
-        last = int(torch.randint(first, len(steps), (), generator=draws.shared))
+        last = draws.index(first, len(steps))
         denoise = partial(self.x0, "student", cond=cond)
         with torch.no_grad():
             x_t = roll_to(
@@ -319,6 +332,10 @@ class DistillationModule(LightningModule):
         schedulers = [self.lr_scheduler(optimizer) for optimizer in optimizers] if self.lr_scheduler else []
         self._recipe_groups = settings_of(optimizers)
         return optimizers, schedulers
+
+    def on_fit_start(self) -> None:
+        if self.backbone.offload:
+            self.network.offload_teacher(self.device)
 
     def on_train_start(self) -> None:
         """A restored optimizer brings its old settings along; those of the recipe and command line win."""
@@ -466,7 +483,15 @@ class DistillationModule(LightningModule):
         """Load the teacher and build the roles on it; Lightning calls it once the strategy is known."""
         if self.roles is not None:
             return
-        transformer = self.backbone.load_transformer()
+        self.build_roles(self.backbone.load_transformer())
+        if self.compiled:
+            self.network.compile_blocks()
+        resumed = self._trainer is not None and self.trainer.ckpt_path is not None
+        if self.init_from is not None and not resumed:
+            self.load_weights(self.init_from)
+
+    def build_roles(self, transformer: nn.Module) -> None:
+        """Roles, and the discriminator if there is one, on the teacher's network."""
         student = self.student
         options = {"ema": student.ema_decay is not None, "checkpointing": student.gradient_checkpointing}
         if student.mode == "full":
@@ -477,9 +502,6 @@ class DistillationModule(LightningModule):
             self.roles = LoraRoles(transformer, targets, student.rank, alpha, seed=self.seed, **options)
         if self.gan.weight:
             self.discriminator = Discriminator(transformer, self.gan.blocks, self.seed)
-        resumed = self._trainer is not None and self.trainer.ckpt_path is not None
-        if self.init_from is not None and not resumed:
-            self.load_weights(self.init_from)
 
     def encode(self, batch: Batch) -> tuple[Tensor, Conditioning]:
         """Latents [B, ...] float32 and conditioning of a batch, from the cache or by the pipeline's encoders."""
