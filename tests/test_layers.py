@@ -22,6 +22,7 @@ GROUND_FIRST = [
     "metrics",
     "settings",
     "optimizers",
+    "loggers",
     "checkpoints",
     "module",
     "pictures",
