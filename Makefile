@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tiny models on a few cores are fastest with one thread each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo study study-quick test lint clean
+.PHONY: install demo study study-quick faults test lint clean
 
 install: $(VENV)/.installed
 
@@ -27,12 +27,16 @@ study: install
 study-quick: install
 	$(BIN)/python -m lightning_dfd.toy.study --output outputs/study_quick --quick
 
+# Bad inputs and faults: exit code 1 if one is lost. See docs/data.md.
+faults: install
+	$(BIN)/python -m benchmarks.faults --output outputs/faults
+
 test: install lint
 	$(BIN)/python -m pytest
 
 lint: install
-	$(BIN)/ruff check lightning_dfd tests
-	$(BIN)/ruff format --check lightning_dfd tests
+	$(BIN)/ruff check lightning_dfd tests benchmarks
+	$(BIN)/ruff format --check lightning_dfd tests benchmarks
 	$(BIN)/mypy
 
 clean:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,24 @@ from torch import Tensor
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint's content, on the CPU. Raises FileNotFoundError with the remedy."""
+    """A checkpoint's content, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is cut short or damaged, or is no checkpoint of this package.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"there is no checkpoint at {path}; a data-forcing recipe starts from a DMD2 student "
             "(run the dmd2 recipe first), or set model.init_from: null"
         )
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is damaged, cut short or no checkpoint ({why[:100]}); take another") from error
+    if not isinstance(content, dict) or not {"state_dict", "lightning_dfd"} <= set(content):
+        raise ValueError(f"{path} is no checkpoint of this package; take one that `lightning fit` wrote")
     return content
 
 
