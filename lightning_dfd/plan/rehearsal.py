@@ -75,12 +75,12 @@ def rehearse(module: DistillationModule, size: VideoSize, batch_size: int, preci
     with Meter() as meter:
         with fake:
             replace_tensors(module, lambda like: torch.empty(like.shape, dtype=like.dtype, device=CPU))
-        weights = {role: _bytes(module.network.parameters_of(role)) for role in module.network.held}
+        weights: dict[str, int] = {role: _bytes(module.network.parameters_of(role)) for role in module.network.held}
         if module.discriminator is not None:
             weights["discriminator"] = size_of(module.discriminator)
         base = meter.live - sum(weights.values())
         optimizers = _optimizers(module, device)
-        states = {role: _fill_states(optimizer, meter) for role, optimizer in optimizers.items()}
+        states: dict[str, int] = {role: _fill_states(optimizer, meter) for role, optimizer in optimizers.items()}
         module.negative = backbone.blank_prompts(1)
         module._draws = _Longest.of(0, 0, 0, 0, CPU)
         with _inside_networks(module, fake, Rules(device)):
