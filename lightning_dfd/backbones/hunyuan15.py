@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import HunyuanVideo15Transformer3DModel
+from diffusers import AutoencoderKL, HunyuanVideo15Transformer3DModel
 from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor
 from torch import Tensor, nn
 
-from lightning_dfd.backbones.base import Backbone
+from lightning_dfd.backbones.base import Backbone, read_config
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.images import ImageChannels, to_pictures
 from lightning_dfd.types import Conditioning, VideoSize
@@ -123,7 +123,9 @@ class HunyuanVideo15ImageBackbone(ImageChannels, HunyuanVideo15Backbone):
         return Conditioning({"image_latents": channels, "image_embeds": torch.cat(embeds)})
 
     def blank_images(self, batch_size: int, size: VideoSize) -> Conditioning:
-        embeds = torch.zeros(batch_size, IMAGE_TOKENS, self.transformer_config["image_embed_dim"], dtype=self.dtype)
+        encoder = read_config(AutoencoderKL, self.source, "image_encoder")
+        tokens = (encoder["image_size"] // encoder["patch_size"]) ** 2
+        embeds = torch.zeros(batch_size, tokens, self.transformer_config["image_embed_dim"], dtype=self.dtype)
         return super().blank_images(batch_size, size) | Conditioning({"image_embeds": embeds})
 
     def _image_embeds(self, x_t: Tensor, cond: Conditioning) -> Tensor:
