@@ -357,12 +357,16 @@ class DistillationModule(LightningModule):
             self.network.update_average(self.student.ema_decay)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        parts: dict[str, list[Any]] = {role: self.network.parameters_of(role) for role in TRAINED}
-        parts["discriminator"] = [] if self.discriminator is None else list(self.discriminator.parameters())
-        norms = clip_parts(optimizer, parts, self.gradient_clip)
+        norms = self.clip(optimizer)
         self._latest |= {f"train/{name}_grad_norm": norm for name, norm in norms.items()}
         self.counts["skipped_steps"] += self._bad_gradients.drop(optimizer, norms, self.trainer.global_step)
         self._latest["train/skipped_steps"] = self.counts["skipped_steps"]
+
+    def clip(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Clip the gradient of each part by its own norm; returns the norms before."""
+        parts: dict[str, list[Any]] = {role: self.network.parameters_of(role) for role in TRAINED}
+        parts["discriminator"] = [] if self.discriminator is None else list(self.discriminator.parameters())
+        return clip_parts(optimizer, parts, self.gradient_clip)
 
     @property
     def latest(self) -> Mapping[str, Tensor | float]:
