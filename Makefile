@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tiny models on a few cores are fastest with one thread each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo study study-quick backbones test lint clean
+.PHONY: install demo study study-quick backbones kills faults test lint clean
 
 install: $(VENV)/.installed
 
@@ -31,12 +31,20 @@ study-quick: install
 backbones: install
 	PYTHONPATH=tests/stand_ins $(BIN)/python -m lightning_dfd.testing docs/backbones.md
 
+# Toy runs that are killed at random and have to end as if they had not been.
+kills: install
+	$(BIN)/python -m benchmarks.kills --kills 50 --output outputs/kills
+
+# Bad inputs and faults: exit code 1 if one is lost. See docs/data.md.
+faults: install
+	$(BIN)/python -m benchmarks.faults --output outputs/faults
+
 test: install lint
 	$(BIN)/python -m pytest
 
 lint: install
-	$(BIN)/ruff check lightning_dfd tests
-	$(BIN)/ruff format --check lightning_dfd tests
+	$(BIN)/ruff check lightning_dfd tests benchmarks
+	$(BIN)/ruff format --check lightning_dfd tests benchmarks
 	$(BIN)/mypy
 
 clean:

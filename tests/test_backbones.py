@@ -78,3 +78,43 @@ def test_pipelines_of_a_family_that_differ_are_refused(tiny: dict[str, Path], mo
     monkeypatch.setattr(kandinsky, "transformer_config", {"attention_type": "nabla"})
     with pytest.raises(ValueError, match="attention_type 'nabla'; only 'regular' is supported"):
         kandinsky.load_transformer()
+
+
+def test_allegros_sizes_are_those_that_whole_tiles_cover(tiny: dict) -> None:
+    backbone = backbone_from_pretrained(str(tiny["allegro"]))
+    published = {**backbone.vae_config, "sample_size": 320}
+    backbone.__dict__["vae_config"] = published
+    backbone.check_size(VideoSize(88, 720, 1280))
+    with pytest.raises(ValueError, match=r"frames can be 24, 40, 56, 72, .*nearest is 88 frames of 720x800"):
+        backbone.check_size(VideoSize(81, 600, 832))
+    vae = backbone.vae
+    covered = torch.zeros(1, 3, 24, 128, 176).index_fill(-1, torch.tensor(175), 1.0)
+    with torch.no_grad():  # what the last of two tiles sees reaches the latents; a side between two tiles is left out
+        moved = vae.encode(covered).latent_dist.mode() - vae.encode(torch.zeros_like(covered)).latent_dist.mode()
+    assert moved[..., -1].abs().max() > 0
+
+
+def test_what_a_pipeline_fixes_is_refused_otherwise(tiny: dict) -> None:
+    with pytest.raises(ValueError, match=r"max_sequence_length is 16, .* always takes 120 text tokens; leave it null"):
+        backbone_from_pretrained(str(tiny["latte"]), max_sequence_length=16)
+    with pytest.raises(ValueError, match=r"frames must be 9, .*nearest is 9 frames of 32x48"):
+        backbone_from_pretrained(str(tiny["latte"])).check_size(VideoSize(17, 32, 48))
+    image = backbone_from_pretrained(str(tiny["hunyuan15_i2v"]))
+    with pytest.raises(ValueError, match="nearest is 9 frames of 32x48"):
+        image.check_size(VideoSize(9, 64, 96))
+    image.__dict__["transformer_config"] = {**image.transformer_config, "use_meanflow": True}
+    with pytest.raises(ValueError, match="take the teacher that it was made from"):
+        image.load_transformer()
+
+
+@pytest.mark.parametrize("family", ["allegro", "hunyuan15"])
+def test_model_cards_prepare_a_pipeline_as_we_do(tiny: dict, family: str) -> None:
+    backbone = backbone_from_pretrained(str(tiny[family]), max_sequence_length=TINY[family].text_length)
+    ours, theirs = (DiffusionPipeline.from_pretrained(backbone.source) for _ in range(2))
+    backbone.prepare(ours)
+    exec("\n".join(backbone.preparation()), {"pipe": theirs})
+    for pipe in (ours, theirs):
+        pipe.state = [pipe.vae.use_slicing, pipe.vae.use_tiling, getattr(pipe, "tokenizer_max_length", None)]
+        pipe.state.append(pipe.guider.guidance_scale if hasattr(pipe, "guider") else None)
+    assert ours.state == theirs.state
+    assert ours.state != [False, False, None, None]

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_dfd.backbones.hunyuan15 import HunyuanVideo15Backbone
 from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone, Kandinsky5ImageBackbone
+from lightning_dfd.backbones.latte import LatteBackbone
 from lightning_dfd.backbones.sana_video import SanaVideoBackbone
 from lightning_dfd.backbones.wan import WanBackbone, WanImageBackbone
 from lightning_dfd.noise import unshift_time
@@ -87,6 +89,16 @@ class ReturnsWhatItSampled(Kandinsky5ImageBackbone):
         return latents
 
 
+class OwnPadding(LatteBackbone):
+    def unconditional(self, negative: Conditioning, cond: Conditioning) -> Conditioning:
+        return cond | negative.expand(cond.batch_size)
+
+
+class OtherGuider(HunyuanVideo15Backbone):
+    def prepare(self, pipe: Any, guidance: float = 1.0) -> None:
+        super().prepare(pipe, guidance + 0.1)
+
+
 class OtherScheduler(WanBackbone):
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
         return super().few_step_scheduler([unshift_time(t, 1.2) for t in steps], kind)
@@ -111,6 +123,8 @@ class WrongShape(WanBackbone):
         (InstructsNegatives, "sanavideo", ["replay"]),
         (SeesPadding, "kandinsky", ["x0", "replay"]),
         (ReturnsWhatItSampled, "kandinsky_i2v", ["replay"]),
+        (OwnPadding, "latte", ["replay"]),
+        (OtherGuider, "hunyuan15", ["x0"]),
         (OtherScheduler, "wan", ["export_pipeline", "export_full"]),
         (WrongShape, "wan", ["layout"]),
     ],

@@ -58,8 +58,11 @@ class AllegroBackbone(Scaled):
 
     def prepare(self, pipe: Any, guidance: float = 1.0) -> None:
         """The VAE can do nothing but tiles, and these of one video at a time."""
-        pipe.vae.enable_tiling()
-        pipe.vae.enable_slicing()
+        self.prepare_vae(pipe.vae)
+
+    def prepare_vae(self, vae: Any) -> None:
+        vae.enable_tiling()
+        vae.enable_slicing()
 
     def preparation(self) -> tuple[str, ...]:
         return "pipe.vae.enable_tiling()", "pipe.vae.enable_slicing()"

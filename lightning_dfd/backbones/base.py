@@ -15,13 +15,18 @@ from typing import Any, ClassVar
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, PipelineQuantizationConfig
 from diffusers.utils import is_bs4_available, is_ftfy_available
 from torch import Tensor, nn
 
+from lightning_dfd.backbones.blank import blank_network
 from lightning_dfd.noise import NoiseSchedule, schedule_from_config
+from lightning_dfd.offload import offload_leaves
+from lightning_dfd.quantization import Quantization
 from lightning_dfd.sampler import teacher_times
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
+
+TEXT_WIDTHS = ("text_embed_dim", "text_dim", "caption_channels", "in_text_dim")  # what the families' configs call it
 
 
 class Backbone(ABC):
@@ -35,8 +40,14 @@ class Backbone(ABC):
         source: hub id or folder of a whole diffusers pipeline.
         dtype: precision in which the frozen weights are loaded.
         max_sequence_length: text tokens per prompt; None for what the pipeline's call uses by itself.
+
+    Attributes:
+        quantization: of the network that `load_transformer` gives; None for none.
+        offload: keep VAE and text encoders on the CPU, but for what is computing.
     """
 
+    quantization: Quantization | None = None
+    offload = False
     lora_targets: ClassVar[tuple[str, ...]]  # names of the linear layers that LoRA adapts
     text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")  # the pipeline's components for prompts
     image_parts: ClassVar[tuple[str, ...]] = ()  # and for images, besides the VAE
@@ -166,6 +177,34 @@ class Backbone(ABC):
         masks = {"prompt_attention_mask": others[0]} if len(others) == 3 else {}
         return Conditioning({"prompt_embeds": embeds} | masks)
 
+    def blank_transformer(self) -> nn.Module:
+        """What `load_transformer` gives, on the meta device and from the config alone."""
+        return blank_network(self.transformer_config, self.dtype)
+
+    def blank_prompts(self, batch_size: int) -> Conditioning:
+        """Zeros in the shapes of `encode_prompts`, and masks of ones, from the transformer's config alone."""
+        tokens = (batch_size, self.max_sequence_length)
+        embeds = torch.zeros(*tokens, self.text_width(), dtype=self.dtype)
+        mask = torch.ones(tokens, dtype=torch.int64)
+        return Conditioning({"prompt_embeds": embeds, "prompt_attention_mask": mask})
+
+    def text_width(self) -> int:
+        """Features of a text token."""
+        width = next((self.transformer_config[key] for key in TEXT_WIDTHS if key in self.transformer_config), None)
+        if width is None:
+            raise ValueError(
+                f"the transformer's config of {self.source} has none of {', '.join(TEXT_WIDTHS)}, from which the size "
+                f"of text embeddings follows; override text_width in {type(self).__name__}"
+            )
+        return int(width)
+
+    def blank_images(self, batch_size: int, size: VideoSize) -> Conditioning:
+        """Zeros in the shapes of `encode_images`."""
+        return Conditioning({})
+
+    def prepare_vae(self, vae: Any) -> None:  # noqa: B027, most need nothing
+        """Set on a VAE what it cannot do without."""
+
     def unconditional(self, negative: Conditioning, cond: Conditioning) -> Conditioning:
         """What the network is told in the unguided half of guidance: cond (batch B) with `negative` (1) for prompts."""
         return cond | negative.expand(cond.batch_size)
@@ -250,28 +289,45 @@ class Backbone(ABC):
 
     def load_transformer(self) -> nn.Module:
         """The teacher's network, frozen and in evaluation mode. VAE and text encoder are not loaded."""
-        pipe = self.load_pipeline(vae=None, **dict.fromkeys((*self.text_parts, *self.image_parts)))
-        transformer: nn.Module = pipe.transformer
+        transformer: nn.Module = self.load_networks().transformer
         return transformer.eval().requires_grad_(False)
+
+    def load_networks(self) -> Any:
+        """The pipeline with nothing but what denoises, quantised if that was asked."""
+        options: dict[str, Any] = {}
+        if self.quantization is not None:
+            config: Any = self.quantization.config(self.dtype)
+            options["quantization_config"] = PipelineQuantizationConfig(
+                quant_mapping=dict.fromkeys(self.networks, config)
+            )
+        return self.load_pipeline(vae=None, **dict.fromkeys((*self.text_parts, *self.image_parts)), **options)
 
     @cached_property
     def vae(self) -> Any:
         """The VAE alone: to decode samples on a cache, whose text embeddings are there."""
         pipe = self.load_pipeline(**dict.fromkeys((*self.networks, *self.text_parts, *self.image_parts)))
         self.prepare(pipe)
-        return pipe.vae.eval().requires_grad_(False).to(self.device)
+        return self._place(pipe.vae)
 
     @cached_property
     def encoders(self) -> Any:
         """The pipeline with all that encodes prompts and images but without the transformer."""
         pipe = self.load_pipeline(vae=self.vae, **dict.fromkeys(self.networks))
         self.prepare(pipe)
-        for name in self._encoders:
-            getattr(pipe, name).eval().requires_grad_(False).to(self.device)
+        for name in self.encoder_names:
+            self._place(getattr(pipe, name))
         return pipe
 
+    def _place(self, network: Any) -> Any:
+        """Freeze an encoder and bring it to the device, or let it go there part by part."""
+        network.eval().requires_grad_(False)
+        if not self.offload:
+            return network.to(self.device)
+        offload_leaves(network, self.device)
+        return network
+
     @property
-    def _encoders(self) -> tuple[str, ...]:
+    def encoder_names(self) -> tuple[str, ...]:
         """The networks among the pipeline's parts for prompts and images, without those that it does not have."""
         parts = (*self.text_parts, *self.image_parts)
         encoders = (name for name in parts if name.startswith(("text_encoder", "image_encoder")))
@@ -283,7 +339,10 @@ class Backbone(ABC):
         self.device = device
         for name in ("vae", "encoders"):
             if moved and name in self.__dict__:
-                getattr(self, name).to(device)
+                if self.offload:
+                    del self.__dict__[name]  # its hooks know the old device; loaded again on next use
+                else:
+                    getattr(self, name).to(device)
 
     def check_size(self, size: VideoSize) -> None:
         """Raise ValueError, naming the nearest size that works, for one that does not fit."""
@@ -319,9 +378,9 @@ class Backbone(ABC):
             "vae": _digest(_without_private(self.vae_config)),
             "text_length": str(self.max_sequence_length),
         }
-        for name in self._encoders:
+        for name in self.encoder_names:
             identity[name] = _digest(_without_private(read_config(AutoencoderKL, self.source, name)))
-        return identity | {"weights": self._weights("vae", *self._encoders)}
+        return identity | {"weights": self._weights("vae", *self.encoder_names)}
 
     def network_identity(self) -> dict[str, str]:
         """`identity`, and what decides the teacher's own samples besides."""

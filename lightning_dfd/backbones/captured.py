@@ -93,7 +93,7 @@ class CapturedBackbone(Backbone):
         pipe = load_pipeline(self.source, self.dtype)
         if torch.cuda.is_available():
             self.device = torch.device("cuda", torch.cuda.current_device())
-        for name in ("transformer", "vae", *self._encoders):
+        for name in ("transformer", "vae", *self.encoder_names):
             getattr(pipe, name).eval().requires_grad_(False).to(self.device)
         self.encoders, self.vae = pipe, pipe.vae
         try:
@@ -312,6 +312,9 @@ class CapturedBackbone(Backbone):
         if "guider" in self.parts:
             pipe.guider = _guider(guidance)
 
+    def preparation(self) -> tuple[str, ...]:
+        return ("pipe.guider = pipe.guider.new(guidance_scale=1.0)",) if "guider" in self.parts else ()
+
     def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[float, ...]:
         seen = self._at(self.facts.latents.size(shape), num_steps)
         return teacher_times(self.scheduler_config, num_steps, **_own(seen))
@@ -361,13 +364,19 @@ class CapturedBackbone(Backbone):
         """The pipeline with VAE and text encoders; its network, without weights, is there only while it runs."""
         pipe = load_pipeline(self.source, self.dtype, transformer=self._stand_in, vae=self.vae)
         pipe.transformer = None
-        for name in self._encoders:
+        for name in self.encoder_names:
             getattr(pipe, name).eval().requires_grad_(False).to(self.device)
         return pipe
 
     def load_transformer(self) -> nn.Module:
         assert self.facts  # the proof comes first
         return super().load_transformer()
+
+    def blank_prompts(self, batch_size: int) -> Conditioning:
+        raise ValueError(
+            f"lightning plan reads nothing but configs, and what a prompt is to {self.pipeline} is found out by "
+            "running it; write a backbone for it (docs/new_backbone.md) to plan with it"
+        )
 
     def identity(self) -> dict[str, str]:
         return super().identity() | {"backbone": "captured"}

@@ -47,6 +47,12 @@ class Cosmos25Backbone(PerChannel):
     def latent_channels(self) -> int:
         return super().latent_channels() - 1  # the network's last channel says which frames are given
 
+    def text_width(self) -> int:
+        projected = self.transformer_config.get("use_crossattn_projection")
+        return int(
+            self.transformer_config["crossattn_proj_in_channels" if projected else "encoder_hidden_states_channels"]
+        )
+
     def guidance_arguments(self, scale: float) -> dict[str, float]:
         """Cosmos counts from the conditional prediction, cond + g (cond - uncond): g = scale - 1.
 

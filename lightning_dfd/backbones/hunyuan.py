@@ -49,6 +49,10 @@ class HunyuanVideoBackbone(Scaled):
         names = ("prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask")
         return Conditioning(dict(zip(names, (embeds, pooled, mask), strict=True)))
 
+    def blank_prompts(self, batch_size: int) -> Conditioning:
+        pooled = torch.zeros(batch_size, self.transformer_config["pooled_projection_dim"], dtype=self.dtype)
+        return super().blank_prompts(batch_size) | Conditioning({"pooled_prompt_embeds": pooled})
+
     def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[float, ...]:
         return teacher_times(self.scheduler_config, num_steps, sigmas=shifted_steps(num_steps, 1.0))
 

@@ -10,10 +10,12 @@ from diffusers import HunyuanVideo15Transformer3DModel
 from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor
 from torch import Tensor, nn
 
+from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.images import ImageChannels, to_pictures
 from lightning_dfd.types import Conditioning, VideoSize
 
+LETTER_TOKENS = 256  # of the second text encoder, an attribute of the pipeline as well
 IMAGE_TOKENS = 729  # fixed in the pipeline: the tokens of an image that text-to-video does not have
 
 
@@ -39,7 +41,10 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
         """The VAE fails on several videos at once, so it takes them one by one."""
         pipe.guider = pipe.guider.new(guidance_scale=guidance)
         pipe.tokenizer_max_length = self.max_sequence_length
-        pipe.vae.enable_slicing()
+        self.prepare_vae(pipe.vae)
+
+    def prepare_vae(self, vae: Any) -> None:
+        vae.enable_slicing()
 
     def preparation(self) -> tuple[str, ...]:
         return (
@@ -53,6 +58,13 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
         tensors = self.encoders.encode_prompt(list(prompts), device=self.device, batch_size=len(prompts))
         names = ("prompt_embeds", "prompt_attention_mask", "prompt_embeds_2", "prompt_attention_mask_2")
         return Conditioning(dict(zip(names, tensors, strict=True)))
+
+    def blank_prompts(self, batch_size: int) -> Conditioning:
+        first = Backbone.blank_prompts(self, batch_size)
+        letters = (batch_size, LETTER_TOKENS)
+        embeds = torch.zeros(*letters, self.transformer_config["text_embed_2_dim"], dtype=self.dtype)
+        second = {"prompt_embeds_2": embeds, "prompt_attention_mask_2": torch.ones(letters, dtype=torch.int64)}
+        return first | Conditioning(second)
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         dtype = transformer.dtype
@@ -79,7 +91,10 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
     def load_transformer(self) -> nn.Module:
         """By itself: this pipeline cannot be made without its VAE."""
         transformer: Any = HunyuanVideo15Transformer3DModel.from_pretrained(
-            self.source, subfolder="transformer", torch_dtype=self.dtype
+            self.source,
+            subfolder="transformer",
+            torch_dtype=self.dtype,
+            quantization_config=None if self.quantization is None else self.quantization.config(self.dtype),
         )
         return transformer.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
@@ -106,6 +121,10 @@ class HunyuanVideo15ImageBackbone(ImageChannels, HunyuanVideo15Backbone):
         channels[:, :-1, :1], channels[:, -1, 0] = latents, 1.0
         embeds = [self.encoders.encode_image(one, 1, self.device, self.dtype) for one in to_pictures(images)]
         return Conditioning({"image_latents": channels, "image_embeds": torch.cat(embeds)})
+
+    def blank_images(self, batch_size: int, size: VideoSize) -> Conditioning:
+        embeds = torch.zeros(batch_size, IMAGE_TOKENS, self.transformer_config["image_embed_dim"], dtype=self.dtype)
+        return super().blank_images(batch_size, size) | Conditioning({"image_embeds": embeds})
 
     def _image_embeds(self, x_t: Tensor, cond: Conditioning) -> Tensor:
         return cond["image_embeds"]

@@ -5,6 +5,7 @@ Axis legend: B batch, C channels, F frames, H height, W width; f, h, w the same 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_dfd.backbones.base import Backbone
-from lightning_dfd.types import Conditioning, SampleKind
+from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 
 class ImageChannels(Backbone):
@@ -23,6 +24,11 @@ class ImageChannels(Backbone):
 
     takes_image = True
     channel_axis: ClassVar[int] = 1
+
+    def blank_images(self, batch_size: int, size: VideoSize) -> Conditioning:
+        shape = list(self.latent_shape(size))
+        shape[self.channel_axis - 1] = int(self.transformer_config["in_channels"]) - self.latent_channels()
+        return Conditioning({"image_latents": torch.zeros(batch_size, *shape)})
 
     def network_input(self, x_t: Tensor, cond: Conditioning) -> Tensor:
         return torch.cat([x_t, cond["image_latents"].to(x_t)], self.channel_axis)
@@ -40,6 +46,10 @@ class GivenFirstFrame(Backbone):
     @torch.no_grad()
     def encode_images(self, images: Tensor, frames: int) -> Conditioning:
         return Conditioning({"image_latents": self.encode_videos(images.unsqueeze(2))})
+
+    def blank_images(self, batch_size: int, size: VideoSize) -> Conditioning:
+        frame = self.latent_shape(replace(size, frames=1))
+        return Conditioning({"image_latents": torch.zeros(batch_size, *frame)})
 
     def keep_given(self, latents: Tensor, cond: Conditioning) -> Tensor:
         given = cond["image_latents"].to(latents)

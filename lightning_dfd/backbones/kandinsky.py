@@ -97,6 +97,14 @@ class Kandinsky5Backbone(Backbone):
             parts.append(Conditioning(named))
         return Conditioning.cat(parts)
 
+    def blank_prompts(self, batch_size: int) -> Conditioning:
+        """As long as they can be."""
+        further = {
+            "prompt_length": torch.full((batch_size,), self.max_sequence_length),
+            "pooled_prompt_embeds": torch.zeros(batch_size, self.transformer_config["in_text_dim2"], dtype=self.dtype),
+        }
+        return super().blank_prompts(batch_size) | Conditioning(further)
+
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         """Prompts of different length in calls of their own, as the network has no mask for padding."""
         dtype = transformer.dtype

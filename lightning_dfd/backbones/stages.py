@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from lightning_dfd.backbones.base import Backbone
+from lightning_dfd.backbones.base import Backbone, read_config
+from lightning_dfd.backbones.blank import blank_network
 
 
 class StagedNetwork(nn.Module):
@@ -61,6 +63,13 @@ class Staged(Backbone):
     networks = ("transformer", "transformer_2")
 
     def load_transformer(self) -> nn.Module:
-        pipe = self.load_pipeline(vae=None, **dict.fromkeys((*self.text_parts, *self.image_parts)))
+        pipe = self.load_networks()
+        return self._stages(pipe.transformer, pipe.transformer_2)
+
+    def blank_transformer(self) -> nn.Module:
+        second = read_config(AutoencoderKL, self.source, "transformer_2")
+        return self._stages(super().blank_transformer(), blank_network(second, self.dtype))
+
+    def _stages(self, transformer: nn.Module, transformer_2: nn.Module) -> nn.Module:
         boundary = self.pipeline_config["boundary_ratio"] * self.schedule.num_train_timesteps
-        return StagedNetwork(pipe.transformer, pipe.transformer_2, boundary).eval().requires_grad_(False)
+        return StagedNetwork(transformer, transformer_2, boundary).eval().requires_grad_(False)

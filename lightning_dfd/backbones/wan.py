@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
-from lightning_dfd.backbones.base import Backbone
+from lightning_dfd.backbones.base import Backbone, read_config
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
 from lightning_dfd.backbones.images import GivenFirstFrame, ImageChannels, to_pictures, token_times
 from lightning_dfd.backbones.stages import Staged
-from lightning_dfd.types import Conditioning, SampleKind
+from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 
 class WanBackbone(PerChannel):
@@ -86,6 +87,15 @@ class WanImageBackbone(ImageChannels, WanBackbone):
         mask = latents.new_zeros(len(latents), self.compression()[0], *latents.shape[2:])
         mask[:, :, 0] = 1.0
         return Conditioning({"image_latents": torch.cat([mask, latents], 1)} | self._clip_features(images))
+
+    def blank_images(self, batch_size: int, size: VideoSize) -> Conditioning:
+        images = super().blank_images(batch_size, size)
+        if self.transformer_config.get("image_dim") is None:
+            return images
+        encoder = read_config(AutoencoderKL, self.source, "image_encoder")
+        tokens = (encoder["image_size"] // encoder["patch_size"]) ** 2 + 1  # and one for the whole
+        embeds = torch.zeros(batch_size, tokens, self.transformer_config["image_dim"], dtype=self.dtype)
+        return images | Conditioning({"image_embeds": embeds})
 
     def _clip_features(self, images: Tensor) -> dict[str, Tensor]:
         if self.transformer_config.get("image_dim") is None:
