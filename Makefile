@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tiny models on a few cores are fastest with one thread each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo study study-quick backbones kills test lint clean
+.PHONY: install demo study study-quick backbones kills faults test lint clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,10 @@ backbones: install
 # Toy runs that are killed at random and have to end as if they had not been.
 kills: install
 	$(BIN)/python -m benchmarks.kills --kills 50 --output outputs/kills
+
+# Bad inputs and faults: exit code 1 if one is lost. See docs/data.md.
+faults: install
+	$(BIN)/python -m benchmarks.faults --output outputs/faults
 
 test: install lint
 	$(BIN)/python -m pytest

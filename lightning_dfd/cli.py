@@ -8,6 +8,7 @@ that inherit others, and with errors of one line.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -43,6 +44,7 @@ OWN_COMMANDS = {
 STOCK_COMMANDS = ("fit", "validate", "test")
 PARTS = ("model", "data", "trainer")
 NOT_KEYS = ("help", "config", "print_config")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FABRIC_COMMANDS = ("run", "consolidate")  # Lightning's own `lightning` commands, passed on to it
 HARMLESS = (  # warnings that mean nothing here
     "LightningCLI's args parameter is intended",
@@ -232,10 +234,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run(expand_inherited(words))
     except BrokenPipeError:  # the reader of our output, a pager say, has had enough
         sys.exit(1)
-    except (ValueError, OSError, RuntimeError, ImportError, OmegaConfBaseException) as error:
-        if not (_is_ours(error) or isinstance(error, OmegaConfBaseException)) or os.environ.get("DFD_TRACEBACK"):
+    except Exception as error:
+        line = one_line_of(error)
+        if line is None or os.environ.get("DFD_TRACEBACK"):
             raise
-        sys.exit(f"lightning: error: {' '.join(str(error).split())}")
+        sys.exit(f"lightning: error: {line}")
     finally:
         sys.argv = program
 
@@ -257,6 +260,15 @@ def run(arguments: list[str]) -> DistillationCLI:
         seed_everything_default=0,
         args=arguments,
     )
+
+
+def one_line_of(error: Exception) -> str | None:
+    """What to tell the user of an error that he can mend; None for any other, which keeps its traceback."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        where = f", {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}: make room, then run the command again; fit goes on with --ckpt_path"
+    mendable = isinstance(error, (ValueError, OSError, RuntimeError, ImportError)) and _is_ours(error)
+    return " ".join(str(error).split()) if mendable or isinstance(error, OmegaConfBaseException) else None
 
 
 def _is_ours(error: BaseException) -> bool:

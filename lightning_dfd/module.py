@@ -25,6 +25,7 @@ from lightning_dfd.checkpoints import OURS, below, read_checkpoint, refuse_misfi
 from lightning_dfd.data import VideoDataModule
 from lightning_dfd.discriminator import Discriminator, tapped
 from lightning_dfd.draws import Draws, hash_seed
+from lightning_dfd.loggers import guard
 from lightning_dfd.noise import NoiseSchedule
 from lightning_dfd.objectives import (
     approximate_r1,
@@ -43,7 +44,7 @@ from lightning_dfd.objectives import (
     teacher_data,
     teacher_guidance,
 )
-from lightning_dfd.optimizers import as_list, clip_parts, keep_settings, settings_of
+from lightning_dfd.optimizers import BadGradients, as_list, clip_parts, keep_settings, settings_of
 from lightning_dfd.quantization import Quantization
 from lightning_dfd.resume import log_places, recipe_facts, refuse_other_recipe
 from lightning_dfd.roles import TRAINED, FullRoles, LoraRoles, Roles
@@ -138,7 +139,8 @@ class DistillationModule(LightningModule):
         self.roles: Roles | None = None
         self.discriminator: Discriminator | None = None
         self.negative: Conditioning | None = None
-        self.counts = {"student_steps": 0, "forced_steps": 0}
+        self.counts = {"student_steps": 0, "forced_steps": 0, "skipped_steps": 0}
+        self._bad_gradients = BadGradients()
         self._recipe: dict[str, dict[str, Any]] = {}
         self._micro = 0  # batches since the last optimizer step
         self._latest: dict[str, Tensor | float] = {}
@@ -355,10 +357,16 @@ class DistillationModule(LightningModule):
             self.network.update_average(self.student.ema_decay)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        norms = self.clip(optimizer)
+        self._latest |= {f"train/{name}_grad_norm": norm for name, norm in norms.items()}
+        self.counts["skipped_steps"] += self._bad_gradients.drop(optimizer, norms, self.trainer.global_step)
+        self._latest["train/skipped_steps"] = self.counts["skipped_steps"]
+
+    def clip(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Clip the gradient of each part by its own norm; returns the norms before."""
         parts: dict[str, list[Any]] = {role: self.network.parameters_of(role) for role in TRAINED}
         parts["discriminator"] = [] if self.discriminator is None else list(self.discriminator.parameters())
-        norms = clip_parts(optimizer, parts, self.gradient_clip)
-        self._latest |= {f"train/{name}_grad_norm": norm for name, norm in norms.items()}
+        return clip_parts(optimizer, parts, self.gradient_clip)
 
     @property
     def latest(self) -> Mapping[str, Tensor | float]:
@@ -457,6 +465,7 @@ class DistillationModule(LightningModule):
         return datamodule if isinstance(datamodule, VideoDataModule) else None
 
     def setup(self, stage: str) -> None:
+        guard(self.loggers)  # type: ignore[arg-type]
         if self.datamodule is not None:
             self.backbone.check_size(self.datamodule.size)
             self.datamodule.require_teacher(self.backbone.identity())
@@ -544,7 +553,7 @@ class DistillationModule(LightningModule):
         if self.trainer.state.fn == "fit" and "recipe" in ours:
             refuse_other_recipe(self._recipe, ours["recipe"])
         refuse_misfit(self._owned_keys(), set(checkpoint["state_dict"]))
-        self.counts = dict(ours["counts"])
+        self.counts |= ours["counts"]
         self._latest = dict(ours.get("latest", {}))
 
     def _owned_keys(self) -> set[str]:

@@ -22,6 +22,7 @@ from lightning_dfd.noise import shifted_steps
 from lightning_dfd.objectives import guide
 from lightning_dfd.sampler import sample
 from lightning_dfd.settings import DataForcingSettings, DMDSettings, SamplingSettings, StudentSettings
+from lightning_dfd.testing.checks import stir
 from lightning_dfd.tiny import TEXT_LENGTH
 from lightning_dfd.types import Batch, VideoSize
 from tests.pipelines import CAPTURED, REFUSED, save
@@ -261,8 +262,7 @@ def module_of(folder: Path, **options: Any) -> DistillationModule:
         backbone="captured",
         student=StudentSettings(rank=4),
         sampling=SamplingSettings(list(shifted_steps(4, 5.0))),
-        max_sequence_length=TEXT_LENGTH,
-        **options,
+        **({"max_sequence_length": TEXT_LENGTH} | options),
     )
 
 
@@ -277,12 +277,22 @@ def test_trains_resumes_and_exports(unlisted: dict[str, Path], tmp_path: Path, m
     forced = module_of(folder, dmd=freq, data_forcing=DataForcingSettings(1.0), init_from=str(tmp_path / "dmd2.ckpt"))
     fit(forced, tmp_path, 2)
     assert (module.counts["forced_steps"], forced.counts["forced_steps"]) == (0, 1)
-    with torch.no_grad():
-        for parameter in forced.network.parameters_of("student"):  # far from the teacher
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    stir(forced.network)
     forms: tuple[ExportFormat, ...] = ("pipeline", "lora")
     for form in forms:
         assert export_student(forced, tmp_path / form, SIZE, form, {}).error < 1e-4
+
+
+@pytest.mark.parametrize("name", ["motif", "easyanimate"])
+def test_pipelines_with_a_guider_or_without_adapters_of_their_own_export(
+    unlisted: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    module = module_of(unlisted[name], max_sequence_length=text_length(name))
+    module.configure_model()
+    stir(module.network)
+    assert export_student(module, tmp_path / "student", SIZE, "lora", {}).error < 1e-4
+    card = (tmp_path / "student" / "README.md").read_text(encoding="utf-8")
+    assert ("pipe.guider.new(guidance_scale=1.0)" in card) == (name == "motif")
 
 
 def test_few_step_schedulers(unlisted: dict[str, Path], tiny: dict[str, Path]) -> None:

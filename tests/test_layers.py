@@ -24,6 +24,7 @@ GROUND_FIRST = [
     "metrics",
     "settings",
     "optimizers",
+    "loggers",
     "checkpoints",
     "resume",
     "module",

@@ -296,7 +296,7 @@ class Backbone(ABC):
         """The pipeline with nothing but what denoises, quantised if that was asked."""
         options: dict[str, Any] = {}
         if self.quantization is not None:
-            config = self.quantization.config(self.dtype)
+            config: Any = self.quantization.config(self.dtype)
             options["quantization_config"] = PipelineQuantizationConfig(
                 quant_mapping=dict.fromkeys(self.networks, config)
             )

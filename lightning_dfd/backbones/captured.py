@@ -312,6 +312,9 @@ class CapturedBackbone(Backbone):
         if "guider" in self.parts:
             pipe.guider = _guider(guidance)
 
+    def preparation(self) -> tuple[str, ...]:
+        return ("pipe.guider = pipe.guider.new(guidance_scale=1.0)",) if "guider" in self.parts else ()
+
     def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[float, ...]:
         seen = self._at(self.facts.latents.size(shape), num_steps)
         return teacher_times(self.scheduler_config, num_steps, **_own(seen))

@@ -5,6 +5,8 @@
                               teachers also the conditioning of its first frame, under its own names
     prompts/<id>.safetensors  the conditioning of one caption, without batch axis; id from its text
 
+Every tensor file carries what it was made from and a checksum, so that a damaged or exchanged one is never trained on.
+
 Axis legend: B batch, C = 3 colour channels, F frames, H height, W width.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -26,16 +29,22 @@ from tqdm import tqdm
 
 from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.data.dataset import Clip, Problem, Sample, first_problems
-from lightning_dfd.data.files import replacing
+from lightning_dfd.data.files import SampleError, replacing
 from lightning_dfd.data.video import VideoError, read_video
 from lightning_dfd.types import Conditioning, VideoSize
 
-FORMAT = 1
+FORMAT = 2
 INDEX = "cache.json"
 LATENTS = "latents"
+CHECKSUM = "crc32"
 MAKE_IT = "make it with: lightning cache -c RECIPE"
 MAKE_AGAIN = "make it again with: lightning cache -c RECIPE"
+DELETE_IT = "delete the file and " + MAKE_AGAIN
 ELSEWHERE = "name another folder or delete this one"
+
+
+class CacheError(SampleError):
+    """A file of a cache that is missing or damaged; the message names it, what it is of, and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +190,12 @@ def _encode_group(
     latents = backbone.encode_videos(pixels).to("cpu", dtype)
     images = backbone.encode_images(pixels[:, :, 0], source.size.frames).to("cpu", dtype)
     for row, (name, made_from) in enumerate(stamps):
-        own = {name: value[row] for name, value in images.tensors.items()}
-        _save({LATENTS: latents[row]} | own, _latents_path(folder, name), made_from)
+        own = {LATENTS: latents[row]} | {name: value[row] for name, value in images.tensors.items()}
+        if all(bool(torch.isfinite(value).all()) for value in own.values()):
+            _save(own, _latents_path(folder, name), made_from)
+        else:
+            reason = "the teacher's encoders make numbers of it that are not finite; try model.dtype: float32"
+            left_out[made_from["name"]] = Problem(made_from["name"], reason)
 
 
 def _write_prompt(encode: Encode, prompt: str, path: Path, source: CacheSource) -> None:
@@ -190,8 +203,11 @@ def _write_prompt(encode: Encode, prompt: str, path: Path, source: CacheSource) 
     if _metadata(path) == made_from:
         return
     # one by one: some pipelines pad to the longest of a batch, some take a single prompt
-    cond = encode([prompt])
-    _save({name: value[0].cpu() for name, value in cond.tensors.items()}, path, made_from)
+    tensors = {name: value[0].cpu() for name, value in encode([prompt]).tensors.items()}
+    if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+        raise ValueError(f"the teacher's encoders make numbers of the prompt {_short(prompt)} that are not finite; "
+                         "try model.dtype: float32")  # fmt: skip
+    _save(tensors, path, made_from)
 
 
 def _write_index(folder: Path, source: CacheSource, clips: Sequence[Clip], problems: Sequence[Problem]) -> None:
@@ -227,17 +243,33 @@ def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -
     # safetensors refuses tensors that share memory, as the slices of a batch do
     whole = {name: value.contiguous().clone() for name, value in tensors.items()}
     with replacing(path) as temporary:
-        save_file(whole, temporary, metadata=metadata)
+        try:
+            save_file(whole, temporary, metadata=metadata | {CHECKSUM: _checksum(whole)})
+        except SafetensorError as error:  # of the file system, a full disk above all
+            raise OSError(f"{path} could not be written ({error}); make room and run the command again: it goes on "
+                          "where it stopped") from error  # fmt: skip
 
 
 def _metadata(path: Path) -> dict[str, str] | None:
-    """The metadata of a safetensors file; None if it is missing or cut short."""
+    """What a file says of its origin; None if it is missing or cut short."""
+    if not path.is_file():
+        return None
     try:
         with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata()
-            return metadata
-    except (OSError, SafetensorError):  # not there, or not whole: the caller writes it (again)
+            metadata: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError):  # not whole: the caller writes it again
         return None
+    return {key: value for key, value in metadata.items() if key != CHECKSUM} if CHECKSUM in metadata else None
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, kinds, shapes and content."""
+    value = 0
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        value = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------
@@ -266,9 +298,12 @@ class LatentCache:
             index = json.loads(path.read_text(encoding="utf-8"))
             if index["format"] != FORMAT:
                 raise ValueError(f"format {index['format']!r}, this version reads {FORMAT}")
-            source = CacheSource(dict(index["identity"]), VideoSize(**index["size"]), index["fps"])
+            fps = None if index["fps"] is None else float(index["fps"])
+            source = CacheSource(dict(index["identity"]), VideoSize(**index["size"]), fps)
+            if not all(isinstance(value, int) for value in index["size"].values()):
+                raise ValueError(f"the size is {index['size']}")
             return cls(Path(folder), source, tuple(_checked_entries(index["entries"])))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read ({error}); delete it and {MAKE_AGAIN}") from error
 
     def require(self, identity: Mapping[str, str], size: VideoSize, fps: float | None) -> None:
@@ -287,10 +322,10 @@ class LatentCache:
         """Clip number `index`: latents [...] float32 in the network's layout, and its conditioning of batch 1.
 
         Raises:
-            ValueError: a file of the cache is missing or damaged.
+            CacheError: a file of the cache is missing, damaged, or another's.
         """
         entry = self.entries[index]
-        latents, image = _split(_load(self.latents_path(index), f"the latents of {entry.name!r}"))
+        latents, image = self._latents(entry)
         return Sample(entry.caption, latents=latents, cond=self.conditioning(entry.caption) | image)
 
     def image_conditioning(self, name: str) -> Conditioning:
@@ -299,9 +334,9 @@ class LatentCache:
         Raises:
             ValueError: there is no such clip, or its file is damaged.
         """
-        for index, entry in enumerate(self.entries):
+        for entry in self.entries:
             if entry.name == name:
-                return _split(_load(self.latents_path(index), f"the latents of {name!r}"))[1]
+                return self._latents(entry)[1]
         raise ValueError(f"{self.folder} holds no clip {name!r}; {MAKE_AGAIN}")
 
     def holds(self, prompt: str) -> bool:
@@ -312,21 +347,26 @@ class LatentCache:
         """The conditioning of one prompt, batch 1.
 
         Raises:
-            ValueError: the prompt was not embedded when the cache was made.
+            CacheError: the prompt was not embedded when the cache was made, or its file is damaged.
         """
-        return self._embedding(_id(prompt), f"the embedding of the prompt {prompt!r}")
+        return self._embedding(_id(prompt), prompt, "the prompt")
 
     def negative_conditioning(self, prompt: str) -> Conditioning:
         """The conditioning of one prompt to guide away from, batch 1.
 
         Raises:
-            ValueError: it was not among the negative prompts when the cache was made.
+            CacheError: it was not among the negative prompts when the cache was made, or its file is damaged.
         """
-        return self._embedding(_negative_id(prompt), f"the embedding of the negative prompt {prompt!r}")
+        return self._embedding(_negative_id(prompt), prompt, "the negative prompt")
 
-    def _embedding(self, name: str, what: str) -> Conditioning:
-        tensors = _load(_prompt_path(self.folder, name), what)
+    def _embedding(self, name: str, prompt: str, kind: str) -> Conditioning:
+        made_from = {"prompt": prompt, "source": self.source.digest}
+        tensors = _load(_prompt_path(self.folder, name), f"the embedding of {kind} {_short(prompt)}", made_from)
         return Conditioning({name: value[None] for name, value in tensors.items()})
+
+    def _latents(self, entry: CacheEntry) -> tuple[Tensor, Conditioning]:
+        path, made_from = _latents_path(self.folder, entry.latents), {"name": entry.name, "source": self.source.digest}
+        return _split(_load(path, f"the latents of {entry.name!r}", made_from))
 
 
 def _checked_entries(entries: Sequence[Mapping[str, Any]]) -> Iterator[CacheEntry]:
@@ -345,8 +385,8 @@ def _checked_entries(entries: Sequence[Mapping[str, Any]]) -> Iterator[CacheEntr
 
 
 def read_latents(path: Path, what: str = "latents") -> Tensor:
-    """One clip's latents [...], float32, from a cache's file. Raises ValueError if it is missing or damaged."""
-    return _split(_load(path, what))[0]
+    """One clip's latents [...], float32, from a cache's file. Raises CacheError if it is missing or damaged."""
+    return _split(_load(path, what, {}))[0]
 
 
 def _split(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Conditioning]:
@@ -355,14 +395,26 @@ def _split(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Conditioning]:
     return tensors[LATENTS].float(), Conditioning(image)
 
 
-def _load(path: Path, what: str) -> dict[str, Tensor]:
+def _load(path: Path, what: str, made_from: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors of a file, proved to be whole and made from what is asked."""
     if not path.is_file():
-        raise ValueError(f"{path.parent.parent} does not hold {what}; {MAKE_AGAIN}")
+        raise CacheError(f"{path.parent.parent} does not hold {what}; {MAKE_AGAIN}")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path}, {what}, is damaged ({error}); {MAKE_AGAIN}") from error
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise CacheError(f"{path}, {what}, is damaged ({error}); {DELETE_IT}") from error
+    if metadata.get(CHECKSUM) != _checksum(tensors):
+        raise CacheError(f"{path}, {what}, is damaged (its checksum is wrong); {DELETE_IT}")
+    if any(metadata.get(key) != value for key, value in made_from.items()):
+        raise CacheError(f"{path} is not {what}, but made from something else; {DELETE_IT}")
+    return tensors
+
+
+def _short(text: str) -> str:
+    """A caption as it can stand in a line."""
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
 
 def _latents_path(folder: Path, name: str) -> Path:

@@ -75,12 +75,12 @@ def rehearse(module: DistillationModule, size: VideoSize, batch_size: int, preci
     with Meter() as meter:
         with fake:
             replace_tensors(module, lambda like: torch.empty(like.shape, dtype=like.dtype, device=CPU))
-        weights = {role: _bytes(module.network.parameters_of(role)) for role in module.network.held}
+        weights: dict[str, int] = {role: _bytes(module.network.parameters_of(role)) for role in module.network.held}
         if module.discriminator is not None:
             weights["discriminator"] = size_of(module.discriminator)
         base = meter.live - sum(weights.values())
         optimizers = _optimizers(module, device)
-        states = {role: _fill_states(optimizer, meter) for role, optimizer in optimizers.items()}
+        states: dict[str, int] = {role: _fill_states(optimizer, meter) for role, optimizer in optimizers.items()}
         module.negative = backbone.blank_prompts(1)
         module._draws = _Longest.of(0, 0, 0, 0, CPU)
         with _inside_networks(module, fake, Rules(device)):
@@ -115,7 +115,7 @@ def _turn(
     del loss
     flops = meter.flops * module.accumulate
     gradients = sum(_bytes(p.grad for p in group["params"] if p.grad is not None) for group in optimizer.param_groups)
-    module.on_before_optimizer_step(optimizer)
+    module.clip(optimizer)
     optimizer.step()
     optimizer.zero_grad()
     if role == "student" and "ema" in module.network.held:

@@ -73,7 +73,7 @@ def as_json(setup: Setup, found: Estimate, limit: float | None, advice: Sequence
         "peak_of_cache": found.caching,
         "text_encoders_counted": found.text is not None,
         "disk": {"clip": found.latents, "caption": found.embedding},
-        "flops": {"mean": found.flops, **{role: turn.flops for role, turn in found.turns.items()}},
+        "flops": {"mean": found.flops} | {str(role): turn.flops for role, turn in found.turns.items()},
         "limit": limit,
         "fits": None if limit is None else found.peak <= limit,
         "advice": [asdict(one) for one in advice],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 from collections.abc import Sequence
@@ -149,16 +150,17 @@ def scatter(arms: Sequence[Results], path: Path, title: str) -> None:
 def over_iterations(arms: Sequence[Results], base: Results, path: Path) -> None:
     """What going on does over time, from the base on."""
     names = ("world_readings_fd", "diversity", "modes_gap", "saturation")
-    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.6))
-    for arm in arms:
+    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 4.2))
+    colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    for arm, colour in zip(arms, itertools.cycle(colours), strict=False):
         looks = sorted(arm.measured)
         for axis, name in zip(axes, names, strict=True):
             means = [base.of(name).mean(), *(arm.of(name, look).mean() for look in looks)]
-            axis.plot([0, *looks], means, marker="o", markersize=3, label=arm.name)
+            axis.plot([0, *looks], means, marker="o", markersize=3, color=colour, label=arm.name)
             axis.set_title(name)
             axis.set_xlabel("iterations after DMD2")
-    axes[0].legend(fontsize=6)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=6, fontsize=8)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
