@@ -35,7 +35,7 @@ backbones: install
 kills: install
 	$(BIN)/python -m benchmarks.kills --kills 50 --output outputs/kills
 
-# Bad inputs and faults: exit code 1 if one is lost. See docs/data.md.
+# Bad inputs and faults: exit code 1 if one is lost.
 faults: install
 	$(BIN)/python -m benchmarks.faults --output outputs/faults
 
