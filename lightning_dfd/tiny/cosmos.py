@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from diffusers import (
-    AutoencoderKLWan,
     Cosmos2_5_PredictBasePipeline,
     CosmosTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
@@ -14,6 +13,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from lightning_dfd.backbones.cosmos import NotAsked
 from lightning_dfd.tiny.parts import Tiny, text_tokenizer
+from lightning_dfd.tiny.wan import wan_vae
 
 PROMPT_ALONE = "{% for turn in messages %}{% if turn.role == 'user' %}{{ turn.content[0].text }}{% endif %}{% endfor %}"
 
@@ -48,15 +48,7 @@ def cosmos(padding_mask: bool = False) -> Cosmos2_5_PredictBasePipeline:
     return Cosmos2_5_PredictBasePipeline(
         tokenizer=tokenizer,
         text_encoder=qwen(len(tokenizer)),
-        vae=AutoencoderKLWan(
-            base_dim=4,
-            z_dim=4,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            temperal_downsample=[False, True, True],
-            latents_mean=[0.1, -0.2, 0.3, 0.0],
-            latents_std=[1.5, 0.8, 1.0, 2.0],
-        ),
+        vae=wan_vae(),
         transformer=CosmosTransformer3DModel(
             in_channels=4 + 1,
             out_channels=4,
