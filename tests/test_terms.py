@@ -242,7 +242,7 @@ def test_checkpoints_hold_the_head_only_with_a_gan(tiny: dict[str, Path], tmp_pa
         state = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["state_dict"]
         assert len([key for key in state if key.startswith("discriminator.")]) == (4 if name == "on" else 0)
     other = make_module(tiny["wan"], gan=GAN)
-    with pytest.raises(ValueError, match=r"4 tensors are missing and 0 unexpected.*gan\.weight"):
+    with pytest.raises(ValueError, match="checkpoint is of another recipe|does not fit this model"):
         fit(other, tmp_path, 3, ckpt_path=str(tmp_path / "off.ckpt"), start=2)
 
 
@@ -418,7 +418,7 @@ def test_until_ends_data_forcing(tiny: dict[str, Path], tmp_path: Path) -> None:
     """One student update in two: iterations 2, 4, 6, 8, of which the last two are plain DMD."""
     module = make_module(tiny["wan"], data_forcing=DataForcingSettings(1.0, until=4), dmd=TURNS)
     fit(module, tmp_path, 8)
-    assert module.counts == {"student_steps": 4, "forced_steps": 2}
+    assert module.counts == {"student_steps": 4, "forced_steps": 2, "skipped_steps": 0}
 
 
 @pytest.fixture
