@@ -242,7 +242,7 @@ def test_checkpoints_hold_the_head_only_with_a_gan(tiny: dict[str, Path], tmp_pa
         state = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["state_dict"]
         assert len([key for key in state if key.startswith("discriminator.")]) == (4 if name == "on" else 0)
     other = make_module(tiny["wan"], gan=GAN)
-    with pytest.raises(ValueError, match="checkpoint is of another recipe|does not fit this model"):
+    with pytest.raises(ValueError, match=r"checkpoint is of another recipe|does not fit this model"):
         fit(other, tmp_path, 3, ckpt_path=str(tmp_path / "off.ckpt"), start=2)
 
 
