@@ -17,8 +17,8 @@ import torch
 from diffusers import ClassifierFreeGuidance
 from torch import Tensor, nn
 
-from lightning_dfd.backbones.base import Backbone, load_pipeline, pipeline_class_name
-from lightning_dfd.backbones.capture import Recording, first_order, first_tensor, mapped, record, stand_in
+from lightning_dfd.backbones.base import Backbone, pipeline_class_name
+from lightning_dfd.backbones.capture import Recording, first_order, first_tensor, mapped, record
 from lightning_dfd.backbones.flow import few_step_flow_scheduler, few_step_own_scheduler
 from lightning_dfd.backbones.learned import (
     TOLERANCE,
@@ -62,6 +62,9 @@ class CapturedBackbone(Backbone):
             seen = f"the components are {', '.join(self.parts)}; needed are transformer, vae and scheduler"
             raise self._refused("call", seen)
         self.text_parts = tuple(name for name in self.parts if name.startswith(("text_", "tokenizer")))
+        unknown = [name for name in (self.pipeline, self.parts["transformer"]) if not hasattr(diffusers, name)]
+        if unknown:
+            raise self._refused("call", f"diffusers has no {unknown[0]}")
         if max_sequence_length is not None and "max_sequence_length" not in self._parameters:
             raise ValueError(
                 f"model.max_sequence_length is {max_sequence_length}, but {self.pipeline} takes none; leave it null"
@@ -90,7 +93,7 @@ class CapturedBackbone(Backbone):
     def _whole_pipeline(self) -> Iterator[Any]:
         """The pipeline with its network, in place of `encoders`, on an accelerator where there is one."""
         before = self.device
-        pipe = load_pipeline(self.source, self.dtype)
+        pipe = self.load_pipeline()
         if torch.cuda.is_available():
             self.device = torch.device("cuda", torch.cuda.current_device())
         for name in ("transformer", "vae", *self.encoder_names):
@@ -217,7 +220,7 @@ class CapturedBackbone(Backbone):
         """What the network is first told of a prompt at a size, without its weights."""
         pipe = self.encoders
         network = pipe.transformer
-        pipe.transformer = self._stand_in
+        pipe.transformer = self._blank
         try:
             return self._record(pipe, prompt, size, steps, 1.0, first_call_only=True, output_type="latent")
         finally:
@@ -249,8 +252,8 @@ class CapturedBackbone(Backbone):
         return self._seen[size, steps]
 
     @cached_property
-    def _stand_in(self) -> nn.Module:
-        return stand_in(self.source, self.parts["transformer"], self.dtype)
+    def _blank(self) -> nn.Module:
+        return self.blank_transformer()
 
     @cached_property
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -362,10 +365,10 @@ class CapturedBackbone(Backbone):
     @cached_property
     def encoders(self) -> Any:
         """The pipeline with VAE and text encoders; its network, without weights, is there only while it runs."""
-        pipe = load_pipeline(self.source, self.dtype, transformer=self._stand_in, vae=self.vae)
+        pipe = self.load_pipeline(transformer=self._blank, vae=self.vae)
         pipe.transformer = None
         for name in self.encoder_names:
-            getattr(pipe, name).eval().requires_grad_(False).to(self.device)
+            self._place(getattr(pipe, name))
         return pipe
 
     def load_transformer(self) -> nn.Module:
@@ -376,6 +379,12 @@ class CapturedBackbone(Backbone):
         raise ValueError(
             f"lightning plan reads nothing but configs, and what a prompt is to {self.pipeline} is found out by "
             "running it; write a backbone for it (docs/new_backbone.md) to plan with it"
+        )
+
+    def blank_prompts(self, batch_size: int) -> Conditioning:
+        raise ValueError(
+            f"how {self.pipeline} calls its network is learned by running it, which cannot be planned without its "
+            "weights; try the recipe with --trainer.fast_dev_run 2, or plan with a Backbone of its own"
         )
 
     def identity(self) -> dict[str, str]:
