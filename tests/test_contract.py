@@ -118,7 +118,7 @@ class WrongShape(WanBackbone):
         (WrongTimestep, "wan", ["x0", "replay"]),
         (DeafToPrompts, "wan", ["x0", "replay"]),
         (MixesPrompts, "wan", ["prompts"]),
-        (LosesGradients, "wan", ["checkpointing", "train_lora", "train_full", "gan"]),
+        (LosesGradients, "wan", ["checkpointing", "train_lora", "train_full"]),
         (ForgetsImages, "wan_i2v", ["x0", "replay", "image", "export_pipeline"]),
         (InstructsNegatives, "sanavideo", ["replay"]),
         (SeesPadding, "kandinsky", ["x0", "replay"]),

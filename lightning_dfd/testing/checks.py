@@ -51,7 +51,7 @@ def gap(ours: Tensor, theirs: Tensor) -> float:
 
 def layout(case: Case, folder: Path) -> float:
     """Videos become latents of `latent_shape`; `denormalise` undoes `normalise`, `unpack` undoes `pack`."""
-    backbone, videos = case.teacher, case.videos()
+    backbone, videos = case.load(torch.float32), case.videos()  # fresh: nothing of it is loaded yet
     backbone.check_size(case.size)
     latents = backbone.encode_videos(videos)
     shape = backbone.latent_shape(case.size)
