@@ -311,7 +311,7 @@ def test_text_length_is_refused_where_there_is_none(unlisted: dict[str, Path]) -
 
 
 def test_it_cannot_be_planned(unlisted: dict[str, Path]) -> None:
-    with pytest.raises(ValueError, match="cannot be planned"):
+    with pytest.raises(ValueError, match="lightning plan"):
         capture(unlisted["vace"], "vace").blank_prompts(1)
 
 

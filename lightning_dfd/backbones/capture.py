@@ -39,6 +39,13 @@ class Recording:
     handed: list[dict[str, Any]] = field(default_factory=list)
     result: Any = None
 
+    @property
+    def own(self) -> dict[str, Any]:
+        """What the pipeline hands `set_timesteps` besides the number of steps: its own `sigmas`, or `mu`."""
+        others = ("self", "num_inference_steps", "device")
+        handed = {k: value for k, value in self.handed[-1].items() if value is not None and k not in others}
+        return {k: value.tolist() if hasattr(value, "tolist") else value for k, value in handed.items()}
+
 
 class _Enough(Exception):
     """Breaks a pipeline off at its first network call."""

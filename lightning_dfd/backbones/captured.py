@@ -62,8 +62,7 @@ class CapturedBackbone(Backbone):
             seen = f"the components are {', '.join(self.parts)}; needed are transformer, vae and scheduler"
             raise self._refused("call", seen)
         self.text_parts = tuple(name for name in self.parts if name.startswith(("text_", "tokenizer")))
-        unknown = [name for name in (self.pipeline, self.parts["transformer"]) if not hasattr(diffusers, name)]
-        if unknown:
+        if unknown := [name for name in (self.pipeline, self.parts["transformer"]) if not hasattr(diffusers, name)]:
             raise self._refused("call", f"diffusers has no {unknown[0]}")
         if max_sequence_length is not None and "max_sequence_length" not in self._parameters:
             raise ValueError(
@@ -179,7 +178,7 @@ class CapturedBackbone(Backbone):
         self._compare("batch", output, torch.cat([step.output for step in run.steps]))
 
         try:
-            times = teacher_times(_config(pipe.scheduler), STEPS, **_own(run))
+            times = teacher_times(_config(pipe.scheduler), STEPS, **run.own)
             schedule = self.schedule
         except (ValueError, KeyError) as error:
             raise self._refused(
@@ -228,8 +227,7 @@ class CapturedBackbone(Backbone):
 
     def _record(self, pipe: Any, prompt: str, size: VideoSize, steps: int, scale: float, **arguments: Any) -> Recording:
         sizes = self.size_arguments(size)
-        missing = [name for name in (*ARGUMENTS, *sizes) if name not in self._parameters]
-        if missing:
+        if missing := [name for name in (*ARGUMENTS, *sizes) if name not in self._parameters]:
             raise self._refused("call", f"its call has no {' and no '.join(missing)}")
         arguments |= {"prompt": prompt, "num_inference_steps": steps, **sizes, **self.guidance_arguments(scale)}
         if "max_sequence_length" in self._parameters:
@@ -320,7 +318,7 @@ class CapturedBackbone(Backbone):
 
     def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[float, ...]:
         seen = self._at(self.facts.latents.size(shape), num_steps)
-        return teacher_times(self.scheduler_config, num_steps, **_own(seen))
+        return teacher_times(self.scheduler_config, num_steps, **seen.own)
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         inputs, count = self.facts.inputs, len(x_t)
@@ -354,7 +352,7 @@ class CapturedBackbone(Backbone):
                 f"no few-step scheduler is known for a pipeline with {name}: override few_step_scheduler in a "
                 "backbone of your own (docs/new_backbone.md)"
             )
-        own = _own(self._at(self.small, len(steps)))
+        own = self._at(self.small, len(steps)).own
         given = own.get("sigmas") or [t / self.schedule.num_train_timesteps for t in own.get("timesteps", ())]
         scheduler = few_step_own_scheduler(steps, kind, given) if given else few_step_flow_scheduler(steps, kind)
         runs_at = teacher_times(_config(scheduler), len(steps), **own)
@@ -381,12 +379,6 @@ class CapturedBackbone(Backbone):
             "running it; write a backbone for it (docs/new_backbone.md) to plan with it"
         )
 
-    def blank_prompts(self, batch_size: int) -> Conditioning:
-        raise ValueError(
-            f"how {self.pipeline} calls its network is learned by running it, which cannot be planned without its "
-            "weights; try the recipe with --trainer.fast_dev_run 2, or plan with a Backbone of its own"
-        )
-
     def identity(self) -> dict[str, str]:
         return super().identity() | {"backbone": "captured"}
 
@@ -399,14 +391,6 @@ def _parts(index: Mapping[str, Any]) -> dict[str, str]:
 @cache
 def _guider(scale: float) -> ClassifierFreeGuidance:
     return ClassifierFreeGuidance(guidance_scale=scale)
-
-
-def _own(run: Recording) -> dict[str, Any]:
-    """What the pipeline hands its scheduler besides the number of steps."""
-    handed = {name: value for name, value in run.handed[-1].items() if value is not None}
-    for name in ("self", "num_inference_steps", "device"):
-        handed.pop(name, None)
-    return {name: getattr(value, "tolist", lambda value=value: value)() for name, value in handed.items()}
 
 
 def _config(scheduler: Any) -> dict[str, Any]:
