@@ -310,6 +310,11 @@ def test_text_length_is_refused_where_there_is_none(unlisted: dict[str, Path]) -
         backbone_from_pretrained(str(unlisted["easyanimate"]), max_sequence_length=8, backbone="captured")
 
 
+def test_it_cannot_be_planned(unlisted: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="lightning plan"):
+        capture(unlisted["vace"], "vace").blank_prompts(1)
+
+
 def test_every_check_is_documented() -> None:
     page = Path("docs/new_backbone.md").read_text(encoding="utf-8")
     assert all(f"| `{check}` |" in page for check in CHECKS)

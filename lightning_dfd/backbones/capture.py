@@ -13,9 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import diffusers
 import torch
-from accelerate import init_empty_weights
 from diffusers import CogVideoXDDIMScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
@@ -40,6 +38,13 @@ class Recording:
     steps: list[SchedulerStep] = field(default_factory=list)
     handed: list[dict[str, Any]] = field(default_factory=list)
     result: Any = None
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """What the pipeline hands `set_timesteps` besides the number of steps: its own `sigmas`, or `mu`."""
+        others = ("self", "num_inference_steps", "device")
+        handed = {k: value for k, value in self.handed[-1].items() if value is not None and k not in others}
+        return {k: value.tolist() if hasattr(value, "tolist") else value for k, value in handed.items()}
 
 
 class _Enough(Exception):
@@ -144,19 +149,6 @@ def first_order(scheduler: Any) -> Any:
         return scheduler
     ddim = CogVideoXDDIMScheduler if kind.__name__.startswith("CogVideoX") else DDIMScheduler
     return _made(ddim, config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False)
-
-
-def stand_in(source: str, name: str, dtype: torch.dtype) -> nn.Module:
-    """A network without weights: enough for a pipeline up to the network's first call.
-
-    Args:
-        source: hub id or folder of the pipeline.
-        name: of the network's class in diffusers.
-    """
-    kind: Any = getattr(diffusers, name)
-    with init_empty_weights():
-        network: nn.Module = kind.from_config(kind.load_config(source, subfolder="transformer"))
-    return nn.Module.to(network, dtype).eval()  # diffusers' own warns of layers that it would keep in float32
 
 
 def first_tensor(output: Any) -> Tensor:

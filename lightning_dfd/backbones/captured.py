@@ -17,8 +17,8 @@ import torch
 from diffusers import ClassifierFreeGuidance
 from torch import Tensor, nn
 
-from lightning_dfd.backbones.base import Backbone, load_pipeline, pipeline_class_name
-from lightning_dfd.backbones.capture import Recording, first_order, first_tensor, mapped, record, stand_in
+from lightning_dfd.backbones.base import Backbone, pipeline_class_name
+from lightning_dfd.backbones.capture import Recording, first_order, first_tensor, mapped, record
 from lightning_dfd.backbones.flow import few_step_flow_scheduler, few_step_own_scheduler
 from lightning_dfd.backbones.learned import (
     TOLERANCE,
@@ -62,6 +62,8 @@ class CapturedBackbone(Backbone):
             seen = f"the components are {', '.join(self.parts)}; needed are transformer, vae and scheduler"
             raise self._refused("call", seen)
         self.text_parts = tuple(name for name in self.parts if name.startswith(("text_", "tokenizer")))
+        if unknown := [name for name in (self.pipeline, self.parts["transformer"]) if not hasattr(diffusers, name)]:
+            raise self._refused("call", f"diffusers has no {unknown[0]}")
         if max_sequence_length is not None and "max_sequence_length" not in self._parameters:
             raise ValueError(
                 f"model.max_sequence_length is {max_sequence_length}, but {self.pipeline} takes none; leave it null"
@@ -90,7 +92,7 @@ class CapturedBackbone(Backbone):
     def _whole_pipeline(self) -> Iterator[Any]:
         """The pipeline with its network, in place of `encoders`, on an accelerator where there is one."""
         before = self.device
-        pipe = load_pipeline(self.source, self.dtype)
+        pipe = self.load_pipeline()
         if torch.cuda.is_available():
             self.device = torch.device("cuda", torch.cuda.current_device())
         for name in ("transformer", "vae", *self.encoder_names):
@@ -176,7 +178,7 @@ class CapturedBackbone(Backbone):
         self._compare("batch", output, torch.cat([step.output for step in run.steps]))
 
         try:
-            times = teacher_times(_config(pipe.scheduler), STEPS, **_own(run))
+            times = teacher_times(_config(pipe.scheduler), STEPS, **run.own)
             schedule = self.schedule
         except (ValueError, KeyError) as error:
             raise self._refused(
@@ -217,7 +219,7 @@ class CapturedBackbone(Backbone):
         """What the network is first told of a prompt at a size, without its weights."""
         pipe = self.encoders
         network = pipe.transformer
-        pipe.transformer = self._stand_in
+        pipe.transformer = self._blank
         try:
             return self._record(pipe, prompt, size, steps, 1.0, first_call_only=True, output_type="latent")
         finally:
@@ -225,8 +227,7 @@ class CapturedBackbone(Backbone):
 
     def _record(self, pipe: Any, prompt: str, size: VideoSize, steps: int, scale: float, **arguments: Any) -> Recording:
         sizes = self.size_arguments(size)
-        missing = [name for name in (*ARGUMENTS, *sizes) if name not in self._parameters]
-        if missing:
+        if missing := [name for name in (*ARGUMENTS, *sizes) if name not in self._parameters]:
             raise self._refused("call", f"its call has no {' and no '.join(missing)}")
         arguments |= {"prompt": prompt, "num_inference_steps": steps, **sizes, **self.guidance_arguments(scale)}
         if "max_sequence_length" in self._parameters:
@@ -249,8 +250,8 @@ class CapturedBackbone(Backbone):
         return self._seen[size, steps]
 
     @cached_property
-    def _stand_in(self) -> nn.Module:
-        return stand_in(self.source, self.parts["transformer"], self.dtype)
+    def _blank(self) -> nn.Module:
+        return self.blank_transformer()
 
     @cached_property
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -317,7 +318,7 @@ class CapturedBackbone(Backbone):
 
     def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[float, ...]:
         seen = self._at(self.facts.latents.size(shape), num_steps)
-        return teacher_times(self.scheduler_config, num_steps, **_own(seen))
+        return teacher_times(self.scheduler_config, num_steps, **seen.own)
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         inputs, count = self.facts.inputs, len(x_t)
@@ -351,7 +352,7 @@ class CapturedBackbone(Backbone):
                 f"no few-step scheduler is known for a pipeline with {name}: override few_step_scheduler in a "
                 "backbone of your own (docs/new_backbone.md)"
             )
-        own = _own(self._at(self.small, len(steps)))
+        own = self._at(self.small, len(steps)).own
         given = own.get("sigmas") or [t / self.schedule.num_train_timesteps for t in own.get("timesteps", ())]
         scheduler = few_step_own_scheduler(steps, kind, given) if given else few_step_flow_scheduler(steps, kind)
         runs_at = teacher_times(_config(scheduler), len(steps), **own)
@@ -362,10 +363,10 @@ class CapturedBackbone(Backbone):
     @cached_property
     def encoders(self) -> Any:
         """The pipeline with VAE and text encoders; its network, without weights, is there only while it runs."""
-        pipe = load_pipeline(self.source, self.dtype, transformer=self._stand_in, vae=self.vae)
+        pipe = self.load_pipeline(transformer=self._blank, vae=self.vae)
         pipe.transformer = None
         for name in self.encoder_names:
-            getattr(pipe, name).eval().requires_grad_(False).to(self.device)
+            self._place(getattr(pipe, name))
         return pipe
 
     def load_transformer(self) -> nn.Module:
@@ -390,14 +391,6 @@ def _parts(index: Mapping[str, Any]) -> dict[str, str]:
 @cache
 def _guider(scale: float) -> ClassifierFreeGuidance:
     return ClassifierFreeGuidance(guidance_scale=scale)
-
-
-def _own(run: Recording) -> dict[str, Any]:
-    """What the pipeline hands its scheduler besides the number of steps."""
-    handed = {name: value for name, value in run.handed[-1].items() if value is not None}
-    for name in ("self", "num_inference_steps", "device"):
-        handed.pop(name, None)
-    return {name: getattr(value, "tolist", lambda value=value: value)() for name, value in handed.items()}
 
 
 def _config(scheduler: Any) -> dict[str, Any]:
