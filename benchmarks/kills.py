@@ -226,10 +226,11 @@ def outcome(root: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(root / "checkpoints" / "last.ckpt")
     checkpoint["callbacks"] = {key: value for key, value in checkpoint["callbacks"].items() if "RunHealth" in key}
     checkpoint[OURS].pop("logs")
-    files = sorted((root / "metrics").rglob("metrics.csv"))
-    rows = [list(csv.DictReader(file.open(encoding="utf-8"))) for file in files]
-    logs = [{key: row[key] for key in sorted(row) if key != "train/samples_per_s"} for one in rows for row in one]
-    return {name: checkpoint[name] for name in sorted(checkpoint)} | {"log files": len(files), "logs": logs}
+    # A start that was killed before its first checkpoint leaves a log of its own; the run's is the newest.
+    file = max((root / "metrics").rglob("metrics.csv"), key=lambda path: int(path.parent.name.partition("_")[2]))
+    rows = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
+    logs = [{key: row[key] for key in sorted(row) if key != "train/samples_per_s"} for row in rows]
+    return {name: checkpoint[name] for name in sorted(checkpoint)} | {"logs": logs}
 
 
 def differences(a: Any, b: Any, at: str = "") -> Iterator[str]:

@@ -38,7 +38,7 @@ def read_checkpoint(path: str | Path, lazily: bool = False) -> dict[str, Any]:
         )
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged, cut short or no checkpoint ({why[:100]}); take another") from error
     if not isinstance(content, dict) or not {"state_dict", "global_step", OURS} <= set(content):
