@@ -1,4 +1,4 @@
-"""The command line: `lightning fit|validate|test|cache|sample|export -c recipe.yaml`, and `lightning evaluate`.
+"""The command line: `lightning plan|cache|fit|validate|test|sample|export -c recipe.yaml`, and `lightning evaluate`.
 
 The same program is installed as `lightning`, `lightning-dfd` and runs as `python -m lightning_dfd`. It is
 Lightning's own LightningCLI with OmegaConf interpolation over all `-c` files and the command line, with recipes
@@ -8,6 +8,7 @@ that inherit others, and with errors of one line.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -34,6 +35,7 @@ OWN_COMMANDS = {
     "fit": "train a student",
     "validate": "denoising errors on held-out clips",
     "test": "the same, as the test stage",
+    "plan": "estimate memory, disk and work before anything is loaded",
     "cache": "encode the videos once, so that training loads no VAE and no text encoder",
     "sample": "make videos with the student or the teacher",
     "export": "write the student as a diffusers pipeline or a LoRA file",
@@ -42,6 +44,7 @@ OWN_COMMANDS = {
 STOCK_COMMANDS = ("fit", "validate", "test")
 PARTS = ("model", "data", "trainer")
 NOT_KEYS = ("help", "config", "print_config")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FABRIC_COMMANDS = ("run", "consolidate")  # Lightning's own `lightning` commands, passed on to it
 HARMLESS = (  # warnings that mean nothing here
     "LightningCLI's args parameter is intended",
@@ -124,7 +127,7 @@ def command_help(command: str, part: str | None, parser: Any) -> str:
         name = f"  {action.option_strings[0]} {action.metavar if str(action.metavar).startswith('{') else ''}".rstrip()
         wrapped = textwrap.wrap(" ".join(text.replace("%%", "%").split()), 100) or [""]
         lines += [name, *(f"      {line}" for line in wrapped)]
-    return "\n".join([*lines, "", *USAGE.splitlines()[9:13]])
+    return "\n".join([*lines, "", *USAGE.splitlines()[len(OWN_COMMANDS) + 2 : len(OWN_COMMANDS) + 6]])
 
 
 def did_you_mean(wrong: str, keys: Sequence[str]) -> str:
@@ -144,7 +147,7 @@ class DistillationCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        own = {name: {"model", "datamodule"} for name in ("cache", "sample", "export")}
+        own = {name: {"model", "datamodule"} for name in ("plan", "cache", "sample", "export")}
         stock = LightningCLI.subcommands()
         return {name: stock[name] | {"weights_only"} for name in STOCK_COMMANDS} | own
 
@@ -231,10 +234,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run(expand_inherited(words))
     except BrokenPipeError:  # the reader of our output, a pager say, has had enough
         sys.exit(1)
-    except (ValueError, OSError, RuntimeError, ImportError, OmegaConfBaseException) as error:
-        if not (_is_ours(error) or isinstance(error, OmegaConfBaseException)) or os.environ.get("DFD_TRACEBACK"):
+    except Exception as error:
+        line = one_line_of(error)
+        if line is None or os.environ.get("DFD_TRACEBACK"):
             raise
-        sys.exit(f"lightning: error: {' '.join(str(error).split())}")
+        sys.exit(f"lightning: error: {line}")
     finally:
         sys.argv = program
 
@@ -256,6 +260,15 @@ def run(arguments: list[str]) -> DistillationCLI:
         seed_everything_default=0,
         args=arguments,
     )
+
+
+def one_line_of(error: Exception) -> str | None:
+    """What to tell the user of an error that he can mend; None for any other, which keeps its traceback."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        where = f", {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}: make room, then run the command again; fit goes on with --ckpt_path"
+    mendable = isinstance(error, (ValueError, OSError, RuntimeError, ImportError)) and _is_ours(error)
+    return " ".join(str(error).split()) if mendable or isinstance(error, OmegaConfBaseException) else None
 
 
 def _is_ours(error: BaseException) -> bool:

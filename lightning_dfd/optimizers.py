@@ -1,4 +1,4 @@
-"""What Lightning leaves to whoever steps several optimizers by hand: settings on resume, and clipping."""
+"""What Lightning leaves to whoever steps several optimizers by hand: settings on resume, clipping, bad gradients."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 Groups = list[dict[str, Any]]
+MAX_SKIPPED = 10  # updates in a row of one optimizer that may be left out before the run ends
 
 
 def settings_of(optimizers: Sequence[Optimizer]) -> list[Groups]:
@@ -44,6 +45,35 @@ def clip_parts(optimizer: Optimizer, parts: Mapping[str, Sequence[nn.Parameter]]
     return {
         name: torch.nn.utils.clip_grad_norm_(part, largest) for name, part in parts.items() if part and held >= {*part}
     }
+
+
+class BadGradients:
+    """Leaves out updates whose gradient is not finite, and ends the run where nothing else comes."""
+
+    def __init__(self) -> None:
+        self._in_a_row: dict[str, int] = {}
+
+    def drop(self, optimizer: Optimizer, norms: Mapping[str, Tensor], iteration: int) -> bool:
+        """Take the gradients away from `optimizer` if a norm, by part, is not finite: then its step changes nothing.
+
+        Averaged gradients are the same on all ranks, and so is the answer. It is the one thing of an iteration that
+        waits for the device; a step that was not to be taken cannot be taken back.
+
+        Raises:
+            RuntimeError: it happened MAX_SKIPPED times in a row.
+        """
+        role, values = next(iter(norms)), torch.stack([*norms.values()])
+        if bool(torch.isfinite(values).all()):
+            self._in_a_row[role] = 0
+            return False
+        optimizer.zero_grad(set_to_none=True)
+        self._in_a_row[role] = self._in_a_row.get(role, 0) + 1
+        if self._in_a_row[role] >= MAX_SKIPPED:
+            raise RuntimeError(
+                f"iteration {iteration}: the last {MAX_SKIPPED} gradients of the {role} were not finite, their updates "
+                "left out; lower its learning rate, use trainer.precision bf16-mixed, or take an earlier checkpoint"
+            )
+        return True
 
 
 def as_list(value: Any) -> list[Any]:

@@ -51,6 +51,8 @@ def recipe_facts(module: Any) -> dict[str, dict[str, Any]]:
         "trainer.precision": str(trainer.precision),
         "number of processes": trainer.world_size,
         "model.dtype": dtype,
+        "model.quantization": str(module.backbone.quantization),
+        "model.compile": module.compiled,
     }
     if data is not None:
         fixed["data.frames, height, width"] = [data.size.frames, data.size.height, data.size.width]
@@ -119,7 +121,8 @@ def last_path(trainer: Any) -> Path | None:
 
 def log_places(loggers: Sequence[Any]) -> dict[str, int]:
     """The folders of a run's TensorBoard and CSV logs, with the rows of the latter."""
-    if rank_zero_only.rank != 0:  # which alone writes, and alone knows the folders
+    # rank 0 alone writes, and alone knows the folders
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return {}
     return {
         str(Path(logger.log_dir).resolve()): _rows_of(logger) if isinstance(logger, CSVLogger) else 0

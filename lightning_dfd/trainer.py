@@ -1,4 +1,4 @@
-"""A Trainer with the jobs around training: `cache`, `sample` and `export`."""
+"""A Trainer with the jobs around training: `plan`, `cache`, `sample` and `export`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
@@ -24,6 +24,7 @@ from lightning_dfd.export import ExportFormat, ExportReport, export_student
 from lightning_dfd.generation import TEACHER_STEPS, Request, condition, generate_latents, requests_for
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.pictures import contact_sheet, enlarge, to_frames, video_grid
+from lightning_dfd.plan import Setup, advise, as_json, as_text, estimate
 from lightning_dfd.resume import LeaveInTime, continue_logs, newest_checkpoint
 from lightning_dfd.types import Role
 
@@ -45,7 +46,7 @@ class DistillationTrainer(Trainer):
             # not in place of a recipe's own, nor in strategies that write shards by themselves
             with suppress(MisconfigurationException):
                 self.strategy.checkpoint_io = self._files
-        self.callbacks.append(LeaveInTime())
+        self.callbacks.append(LeaveInTime())  # type: ignore[attr-defined]
 
     def fit(
         self,
@@ -91,6 +92,28 @@ class DistillationTrainer(Trainer):
             )
         if not failed and not weights_only:
             self.saved_step = self.global_step
+
+    def plan(
+        self,
+        model: DistillationModule,
+        datamodule: VideoDataModule,
+        memory: float | None = None,
+        device: Literal["cuda", "cpu"] = "cuda",
+        json: bool = False,
+    ) -> None:
+        """Print what training will need, before anything is loaded: only the teacher's configs are read.
+
+        Args:
+            memory: GiB of a device; if the estimate is above, the plan says what to change.
+            device: whose rules of mixed precision and of optimizers count; it need not be here.
+            json: print JSON, with sizes in bytes, and not a table.
+        """
+        cached = datamodule.cache is not None
+        setup = Setup(model, datamodule.size, datamodule.batch_size, cached, str(self.precision), device)
+        found = estimate(setup)
+        limit = None if memory is None else memory * 2**30
+        advice = [] if limit is None else advise(setup, found, limit)
+        print((as_json if json else as_text)(setup, found, limit, advice))
 
     def cache(self, model: DistillationModule, datamodule: VideoDataModule, encode_batch_size: int = 1) -> None:
         """Encode a folder of videos once: data.folder -> data.cache.
@@ -190,6 +213,7 @@ class DistillationTrainer(Trainer):
             ckpt_path: of a checkpoint, or `last` for the newest whole one of the recipe's run.
             format: pipeline, or lora for `load_lora_weights`.
         """
+        model.backbone.quantization = None  # what is exported is merged into the teacher as it was published
         facts = self._load(model, ckpt_path)
         report = export_student(model, output, datamodule.size, format, facts)
         rank_zero_info(

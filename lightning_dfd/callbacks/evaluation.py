@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_dfd.callbacks.common import due, evaluation_prompts, quiet_generation, require_data, shared_statistics
-from lightning_dfd.data import VideoDataModule, VideoError
+from lightning_dfd.data import SampleError, VideoDataModule
 from lightning_dfd.features import data_fingerprint
 from lightning_dfd.generation import Request, generate_videos, requests_for
 from lightning_dfd.metrics import VideoSuite, relative_to_teacher
@@ -148,7 +148,7 @@ class VideoEvaluation(Callback):
         for clip in tqdm(clips, desc="real clips", leave=False, disable=not trainer.is_global_zero):
             try:
                 video = data.real_video(clip, module.backbone.decode_latents)
-            except VideoError as error:
+            except SampleError as error:
                 rank_zero_warn(f"{clip.name} is left out of the real clips: {error}")
                 continue
             self._suite.update_real(video.to(module.device))

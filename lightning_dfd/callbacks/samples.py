@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from lightning_dfd.callbacks.common import due, evaluation_prompts, quiet_generation, require_data
 from lightning_dfd.data import write_video
 from lightning_dfd.generation import generate_videos, requests_for
+from lightning_dfd.loggers import surviving
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.pictures import contact_sheet, encode_gif, enlarge, side_by_side, to_frames, video_grid
 from lightning_dfd.types import Role
@@ -86,17 +88,20 @@ class VideoSamples(Callback):
             return
         pair = enlarge(side_by_side(self._teacher, student, len(self.seeds)), 96)
         grid = video_grid(pair, 2 * len(self.seeds))
-        folder = Path(trainer.default_root_dir) / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
         fps = require_data(trainer).fps or 8.0
-        video = folder / f"{self._done:07d}.mp4"
-        write_video(video, grid, fps)
-        Image.fromarray(contact_sheet(pair).numpy()).save(video.with_suffix(".png"))
+        video = Path(trainer.default_root_dir) / "samples" / f"{self._done:07d}.mp4"
+        try:
+            write_video(video, grid, fps)
+            Image.fromarray(contact_sheet(pair).numpy()).save(video.with_suffix(".png"))
+        except OSError as error:  # a full disk is no reason to stop
+            rank_zero_warn(f"sample videos of iteration {self._done} were not written: {error}")
+            return
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                _show_in_tensorboard(logger, grid, fps, self._done)
-            elif isinstance(logger, WandbLogger):
-                logger.log_video(TAG, [str(video)], step=self._done, format=["mp4"])
+            with surviving(logger):
+                if isinstance(logger, TensorBoardLogger):
+                    _show_in_tensorboard(logger, grid, fps, self._done)
+                elif isinstance(logger, WandbLogger):
+                    logger.log_video(TAG, [str(video)], step=self._done, format=["mp4"])
 
     def _videos(self, trainer: Any, module: DistillationModule, role: Role) -> Tensor:
         data = require_data(trainer)

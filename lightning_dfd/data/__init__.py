@@ -1,4 +1,4 @@
-from lightning_dfd.data.cache import CacheReport, LatentCache, write_cache
+from lightning_dfd.data.cache import CacheError, CacheReport, LatentCache, write_cache
 from lightning_dfd.data.datamodule import VideoDataModule
 from lightning_dfd.data.dataset import (
     Clip,
@@ -11,9 +11,11 @@ from lightning_dfd.data.dataset import (
     first_problems,
     list_clips,
 )
+from lightning_dfd.data.files import SampleError
 from lightning_dfd.data.video import VideoError, check_video, read_video, write_video
 
 __all__ = [
+    "CacheError",
     "CacheReport",
     "Clip",
     "LatentCache",
@@ -21,6 +23,7 @@ __all__ = [
     "OrderedSamples",
     "Problem",
     "Sample",
+    "SampleError",
     "SeededStream",
     "VideoDataModule",
     "VideoError",

@@ -5,6 +5,8 @@
                               teachers also the conditioning of its first frame, under its own names
     prompts/<id>.safetensors  the conditioning of one caption, without batch axis; id from its text
 
+Every tensor file carries what it was made from and a checksum, so that a damaged or exchanged one is never trained on.
+
 Axis legend: B batch, C = 3 colour channels, F frames, H height, W width.
 """
 
@@ -13,7 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,16 +29,22 @@ from tqdm import tqdm
 
 from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.data.dataset import Clip, Problem, Sample, first_problems
-from lightning_dfd.data.files import replacing
-from lightning_dfd.data.video import VideoError, read_video
+from lightning_dfd.data.files import SampleError, replacing
+from lightning_dfd.data.video import VideoError, check_video, read_video
 from lightning_dfd.types import Conditioning, VideoSize
 
-FORMAT = 1
+FORMAT = 2
 INDEX = "cache.json"
 LATENTS = "latents"
+CHECKSUM = "crc32"
 MAKE_IT = "make it with: lightning cache -c RECIPE"
 MAKE_AGAIN = "make it again with: lightning cache -c RECIPE"
+DELETE_IT = "delete the file and " + MAKE_AGAIN
 ELSEWHERE = "name another folder or delete this one"
+
+
+class CacheError(SampleError):
+    """A file of a cache that is missing or damaged; the message names it, what it is of, and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,9 @@ class CacheEntry:
     caption: str
     latents: str
     prompt: str
+
+
+Encode = Callable[[Sequence[str]], Conditioning]
 
 
 @dataclass(frozen=True)
@@ -136,9 +148,12 @@ def write_cache(
     problems = tuple(left_out.values())
     if not done:
         raise ValueError(f"nothing to cache: none of {len(clips)} clips could be read{first_problems(problems)}")
-    prompts = dict.fromkeys([*(clip.caption for clip in done), *negative_prompts])
-    for prompt in tqdm(prompts, desc="prompts", disable=not progress):
-        _write_prompt(backbone, prompt, folder, source)
+    captions = dict.fromkeys(clip.caption for clip in done)
+    texts: list[tuple[Encode, str, str]]
+    texts = [(backbone.encode_prompts, caption, _id(caption)) for caption in captions]
+    texts += [(backbone.encode_negative, prompt, _negative_id(prompt)) for prompt in dict.fromkeys(negative_prompts)]
+    for encode, text, name in tqdm(texts, desc="prompts", disable=not progress):
+        _write_prompt(encode, text, _prompt_path(folder, name), source)
     _write_index(folder, source, done, problems)
     return CacheReport(written=len(done) - kept, kept=kept, problems=problems)
 
@@ -162,6 +177,7 @@ def _encode_group(
         try:
             # looked at before decoding, so that a file that changes meanwhile is done again next time
             made_from = _made_from(clip, source)
+            check_video(clip.path, source.size, source.fps)
             videos.append(read_video(clip.path, source.size, source.fps))
         except VideoError as error:
             left_out[clip.name] = Problem.of(clip, error)
@@ -175,18 +191,24 @@ def _encode_group(
     latents = backbone.encode_videos(pixels).to("cpu", dtype)
     images = backbone.encode_images(pixels[:, :, 0], source.size.frames).to("cpu", dtype)
     for row, (name, made_from) in enumerate(stamps):
-        own = {name: value[row] for name, value in images.tensors.items()}
-        _save({LATENTS: latents[row]} | own, _latents_path(folder, name), made_from)
+        own = {LATENTS: latents[row]} | {name: value[row] for name, value in images.tensors.items()}
+        if all(bool(torch.isfinite(value).all()) for value in own.values()):
+            _save(own, _latents_path(folder, name), made_from)
+        else:
+            reason = "the teacher's encoders make numbers of it that are not finite; try model.dtype: float32"
+            left_out[made_from["name"]] = Problem(made_from["name"], reason)
 
 
-def _write_prompt(backbone: Backbone, prompt: str, folder: Path, source: CacheSource) -> None:
-    path = _prompt_path(folder, _id(prompt))
+def _write_prompt(encode: Encode, prompt: str, path: Path, source: CacheSource) -> None:
     made_from = {"prompt": prompt, "source": source.digest}
     if _metadata(path) == made_from:
         return
     # one by one: some pipelines pad to the longest of a batch, some take a single prompt
-    cond = backbone.encode_prompts([prompt])
-    _save({name: value[0].cpu() for name, value in cond.tensors.items()}, path, made_from)
+    tensors = {name: value[0].cpu() for name, value in encode([prompt]).tensors.items()}
+    if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+        raise ValueError(f"the teacher's encoders make numbers of the prompt {_short(prompt)} that are not finite; "
+                         "try model.dtype: float32")  # fmt: skip
+    _save(tensors, path, made_from)
 
 
 def _write_index(folder: Path, source: CacheSource, clips: Sequence[Clip], problems: Sequence[Problem]) -> None:
@@ -222,17 +244,33 @@ def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -
     # safetensors refuses tensors that share memory, as the slices of a batch do
     whole = {name: value.contiguous().clone() for name, value in tensors.items()}
     with replacing(path) as temporary:
-        save_file(whole, temporary, metadata=metadata)
+        try:
+            save_file(whole, temporary, metadata=metadata | {CHECKSUM: _checksum(whole)})
+        except SafetensorError as error:  # of the file system, a full disk above all
+            raise OSError(f"{path} could not be written ({error}); make room and run the command again: it goes on "
+                          "where it stopped") from error  # fmt: skip
 
 
 def _metadata(path: Path) -> dict[str, str] | None:
-    """The metadata of a safetensors file; None if it is missing or cut short."""
+    """What a file says of its origin; None if it is missing or cut short."""
+    if not path.is_file():
+        return None
     try:
         with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata()
-            return metadata
-    except (OSError, SafetensorError):  # not there, or not whole: the caller writes it (again)
+            metadata: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError):  # not whole: the caller writes it again
         return None
+    return {key: value for key, value in metadata.items() if key != CHECKSUM} if CHECKSUM in metadata else None
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, kinds, shapes and content."""
+    value = 0
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        value = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------
@@ -261,9 +299,12 @@ class LatentCache:
             index = json.loads(path.read_text(encoding="utf-8"))
             if index["format"] != FORMAT:
                 raise ValueError(f"format {index['format']!r}, this version reads {FORMAT}")
-            source = CacheSource(dict(index["identity"]), VideoSize(**index["size"]), index["fps"])
+            fps = None if index["fps"] is None else float(index["fps"])
+            source = CacheSource(dict(index["identity"]), VideoSize(**index["size"]), fps)
+            if not all(isinstance(value, int) for value in index["size"].values()):
+                raise ValueError(f"the size is {index['size']}")
             return cls(Path(folder), source, tuple(_checked_entries(index["entries"])))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read ({error}); delete it and {MAKE_AGAIN}") from error
 
     def require(self, identity: Mapping[str, str], size: VideoSize, fps: float | None) -> None:
@@ -282,10 +323,10 @@ class LatentCache:
         """Clip number `index`: latents [...] float32 in the network's layout, and its conditioning of batch 1.
 
         Raises:
-            ValueError: a file of the cache is missing or damaged.
+            CacheError: a file of the cache is missing, damaged, or another's.
         """
         entry = self.entries[index]
-        latents, image = _split(_load(self.latents_path(index), f"the latents of {entry.name!r}"))
+        latents, image = self._latents(entry)
         return Sample(entry.caption, latents=latents, cond=self.conditioning(entry.caption) | image)
 
     def image_conditioning(self, name: str) -> Conditioning:
@@ -294,9 +335,9 @@ class LatentCache:
         Raises:
             ValueError: there is no such clip, or its file is damaged.
         """
-        for index, entry in enumerate(self.entries):
+        for entry in self.entries:
             if entry.name == name:
-                return _split(_load(self.latents_path(index), f"the latents of {name!r}"))[1]
+                return self._latents(entry)[1]
         raise ValueError(f"{self.folder} holds no clip {name!r}; {MAKE_AGAIN}")
 
     def holds(self, prompt: str) -> bool:
@@ -307,10 +348,26 @@ class LatentCache:
         """The conditioning of one prompt, batch 1.
 
         Raises:
-            ValueError: the prompt was not embedded when the cache was made.
+            CacheError: the prompt was not embedded when the cache was made, or its file is damaged.
         """
-        tensors = _load(_prompt_path(self.folder, _id(prompt)), f"the embedding of the prompt {prompt!r}")
+        return self._embedding(_id(prompt), prompt, "the prompt")
+
+    def negative_conditioning(self, prompt: str) -> Conditioning:
+        """The conditioning of one prompt to guide away from, batch 1.
+
+        Raises:
+            CacheError: it was not among the negative prompts when the cache was made, or its file is damaged.
+        """
+        return self._embedding(_negative_id(prompt), prompt, "the negative prompt")
+
+    def _embedding(self, name: str, prompt: str, kind: str) -> Conditioning:
+        made_from = {"prompt": prompt, "source": self.source.digest}
+        tensors = _load(_prompt_path(self.folder, name), f"the embedding of {kind} {_short(prompt)}", made_from)
         return Conditioning({name: value[None] for name, value in tensors.items()})
+
+    def _latents(self, entry: CacheEntry) -> tuple[Tensor, Conditioning]:
+        path, made_from = _latents_path(self.folder, entry.latents), {"name": entry.name, "source": self.source.digest}
+        return _split(_load(path, f"the latents of {entry.name!r}", made_from))
 
 
 def _checked_entries(entries: Sequence[Mapping[str, Any]]) -> Iterator[CacheEntry]:
@@ -329,8 +386,8 @@ def _checked_entries(entries: Sequence[Mapping[str, Any]]) -> Iterator[CacheEntr
 
 
 def read_latents(path: Path, what: str = "latents") -> Tensor:
-    """One clip's latents [...], float32, from a cache's file. Raises ValueError if it is missing or damaged."""
-    return _split(_load(path, what))[0]
+    """One clip's latents [...], float32, from a cache's file. Raises CacheError if it is missing or damaged."""
+    return _split(_load(path, what, {}))[0]
 
 
 def _split(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Conditioning]:
@@ -339,14 +396,26 @@ def _split(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Conditioning]:
     return tensors[LATENTS].float(), Conditioning(image)
 
 
-def _load(path: Path, what: str) -> dict[str, Tensor]:
+def _load(path: Path, what: str, made_from: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors of a file, proved to be whole and made from what is asked."""
     if not path.is_file():
-        raise ValueError(f"{path.parent.parent} does not hold {what}; {MAKE_AGAIN}")
+        raise CacheError(f"{path.parent.parent} does not hold {what}; {MAKE_AGAIN}")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path}, {what}, is damaged ({error}); {MAKE_AGAIN}") from error
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise CacheError(f"{path}, {what}, is damaged ({error}); {DELETE_IT}") from error
+    if metadata.get(CHECKSUM) != _checksum(tensors):
+        raise CacheError(f"{path}, {what}, is damaged (its checksum is wrong); {DELETE_IT}")
+    if any(metadata.get(key) != value for key, value in made_from.items()):
+        raise CacheError(f"{path} is not {what}, but made from something else; {DELETE_IT}")
+    return tensors
+
+
+def _short(text: str) -> str:
+    """A caption as it can stand in a line."""
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
 
 def _latents_path(folder: Path, name: str) -> Path:
@@ -355,6 +424,11 @@ def _latents_path(folder: Path, name: str) -> Path:
 
 def _prompt_path(folder: Path, name: str) -> Path:
     return folder / "prompts" / f"{name}.safetensors"
+
+
+def _negative_id(prompt: str) -> str:
+    """As `_id`, for a prompt to guide away from: a caption of the same words may be embedded in another way."""
+    return _id(f"negative prompt: {prompt}")
 
 
 def _id(text: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -32,7 +33,7 @@ from lightning_dfd.data.dataset import (
     first_problems,
     list_clips,
 )
-from lightning_dfd.data.files import replacing
+from lightning_dfd.data.files import SampleError, replacing
 from lightning_dfd.data.video import VideoError, check_video, read_video
 from lightning_dfd.types import Batch, Conditioning, VideoSize
 
@@ -121,19 +122,27 @@ class VideoDataModule(LightningDataModule):
         Raises:
             ValueError: the cache does not hold it.
         """
-        return None if self.latent_cache is None else self.latent_cache.conditioning(prompt)
+        return None if self.latent_cache is None else self.latent_cache.negative_conditioning(prompt)
 
     def same_caption_latents(self, prompt: str, k: int, generator: torch.Generator) -> list[Tensor]:
         """The latents [...], float32, of up to `k` different training clips with this caption, drawn by `generator`
         (on the CPU); of all if there are fewer.
 
+        A clip whose file is missing or damaged is left out, with a warning.
+
         Raises:
-            ValueError: there is no cache, or a file of it is missing or damaged.
+            ValueError: there is no cache.
         """
         if self.latent_cache is None:
             raise ValueError("there is no cache to take latents from; run `lightning cache` and set data.cache")
         paths = self._paths_by_caption.get(prompt, [])
-        return [read_latents(paths[index]) for index in torch.randperm(len(paths), generator=generator)[:k].tolist()]
+        found = []
+        for index in torch.randperm(len(paths), generator=generator)[:k].tolist():
+            try:
+                found.append(read_latents(paths[index], f"latents of a clip of {prompt!r}"))
+            except SampleError as error:
+                warnings.warn(f"left out: {error}", stacklevel=2)
+        return found
 
     @cached_property
     def _paths_by_caption(self) -> dict[str, list[Path]]:
@@ -269,8 +278,11 @@ class VideoDataModule(LightningDataModule):
             path = Path(log_dir) / "problems.json"
             where = f" (all in {path})"
             if self._is_first_rank():
-                with replacing(path) as temporary:
-                    temporary.write_text(json.dumps([asdict(one) for one in problems], indent=1), encoding="utf-8")
+                try:
+                    with replacing(path) as temporary:
+                        temporary.write_text(json.dumps([asdict(one) for one in problems], indent=1), encoding="utf-8")
+                except OSError as error:  # a full disk: the first few are in the warning
+                    where = f" ({path} could not be written: {error.strerror})"
         rank_zero_warn(f"{self.folder}{where}{first_problems(problems)}")
 
     def _is_first_rank(self) -> bool:

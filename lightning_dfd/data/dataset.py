@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from lightning_dfd.data.video import VideoError, read_video
+from lightning_dfd.data.files import SampleError
+from lightning_dfd.data.video import read_video
 from lightning_dfd.types import Batch, Conditioning, VideoSize
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".gif")
@@ -47,7 +48,7 @@ class Problem:
         return f"{self.name}: {self.reason}"
 
     @staticmethod
-    def of(clip: Clip, error: VideoError) -> Problem:
+    def of(clip: Clip, error: SampleError) -> Problem:
         """A clip's problem, its folder not repeated in the reason."""
         return Problem(clip.name, str(error).removeprefix(f"{clip.path}: "))
 
@@ -181,7 +182,10 @@ def _csv_rows(path: Path) -> Iterator[_Row | Problem]:
     # wrong bytes become lone surrogates, which `_check_row` then finds in their own row
     text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="surrogateescape")
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    columns = reader.fieldnames or ()
+    try:
+        columns = reader.fieldnames or ()
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a CSV list ({error})") from error
     if "file_name" not in columns or not set(CAPTION_KEYS) & set(columns):
         raise ValueError(f"{path} has the columns {list(columns)}; need file_name and one of {list(CAPTION_KEYS)}")
     try:
@@ -243,11 +247,14 @@ def _check_place(root: Path, name: str) -> str:
         return "'..' leads out of the folder"
     try:
         place = (root / name).resolve()
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        is_file = place.is_file()
+    except OSError as error:
+        return f"cannot be followed ({error.strerror})"
+    except RuntimeError as error:  # links in a circle, before Python 3.13
         return f"cannot be followed ({error})"
     if not place.is_relative_to(root):
         return "a link that leads out of the folder; put the file itself there"
-    if not place.is_file():
+    if not is_file:
         return "no such file"
     return "" if os.access(place, os.R_OK) else "may not be read by this user"
 
@@ -281,7 +288,7 @@ def load_or_next(load: Callable[[int], Sample], order: Sequence[int], position: 
             continue
         try:
             return load(index)
-        except VideoError as error:
+        except SampleError as error:
             bad.add(index)
             warnings.warn(f"left out: {error}", stacklevel=2)
     raise ValueError(f"nothing left to load: all {len(order)} clips failed, each with a warning above")
@@ -297,7 +304,7 @@ class SeededStream(IterableDataset[Sample]):
     left out and the next of its epoch takes its place.
 
     Args:
-        load: from an index below `count` to its sample; may raise VideoError.
+        load: from an index below `count` to its sample; may raise SampleError.
         count: how many different samples there are.
         seed: of the permutations.
         batch_size: items in a batch of one rank.

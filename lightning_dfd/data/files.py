@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+class SampleError(ValueError):
+    """A clip that cannot be used; the message names file and reason in one line. Training goes on without it."""
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its place on success and is removed on failure.

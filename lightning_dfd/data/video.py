@@ -21,7 +21,7 @@ from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_dfd.data.files import replacing
+from lightning_dfd.data.files import SampleError, replacing
 from lightning_dfd.types import VideoSize
 
 T = TypeVar("T")
@@ -35,7 +35,12 @@ if hasattr(Interpolation, "ACCURATE_RND"):
     TO_RGB["interpolation"] = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
-class VideoError(ValueError):
+# What FFmpeg may take a file for: no playlists, which would make it open other files, in the folder or out of it.
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,flv,asf,ogg,h264,hevc"
+MAX_PIXELS = 1 << 26  # of a frame, four times 4K: a file of few bytes can claim a picture of gigabytes
+
+
+class VideoError(SampleError):
     """A video that cannot be used; the message names the file and the reason in one line."""
 
 
@@ -57,11 +62,14 @@ def read_video(path: str | Path, size: VideoSize, fps: float | None) -> Tensor:
             whose time is nearest (the earlier of two). None for consecutive frames as stored.
 
     Raises:
-        VideoError: the file is missing, broken, without video, or too short.
+        VideoError: the file is missing, broken, without video, too short, or stored askew.
     """
     frames = []
     with _open(path) as (container, stream):
         for frame in islice(_chosen(container, stream, fps), size.frames):
+            reason = _why_unusable(frame, size)
+            if reason:
+                raise VideoError(f"{path}: {reason}")
             frames.append(cover_and_crop(_pixels(frame), size.height, size.width))
     _require_frames(path, len(frames), size.frames, fps)
     return torch.stack(frames, dim=1)
@@ -73,11 +81,16 @@ def check_video(path: str | Path, size: VideoSize, fps: float | None) -> None:
     A file whose end is missing may pass and then fail in `read_video`.
 
     Raises:
-        VideoError: the file is missing, broken, without video, or by its own account too short.
+        VideoError: the file is missing, broken, without video, stored mirrored, or by its own account too short.
     """
     with _open(path) as (container, stream):
         first = next(iter(container.decode(stream)), None)
         stated = _stated_frames(container, stream, fps)
+        reason = "" if first is None else _why_unusable(first, size)
+        if first is not None and not reason and _is_mirrored(first):
+            reason = "stored mirrored; re-encode it"
+    if reason:
+        raise VideoError(f"{path}: {reason}")
     if first is None:
         _require_frames(path, 0, size.frames, fps)
     if stated is not None:
@@ -91,6 +104,7 @@ def write_video(path: str | Path, frames: Tensor | NDArray[np.uint8], fps: float
 
     Raises:
         ValueError: the frames are not uint8 [F, H, W, 3] with F >= 1 and even sides, or fps is not positive.
+        OSError: the file cannot be written.
     """
     array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or not array.shape[0]:
@@ -102,12 +116,15 @@ def write_video(path: str | Path, frames: Tensor | NDArray[np.uint8], fps: float
         raise ValueError(f"{path}: H.264 needs even sides, got {height}x{width}; crop or pad the frames by one pixel")
     if not fps > 0:
         raise ValueError(f"{path}: fps must be above 0, got {fps}")
-    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        stream = _h264_stream(container, height, width, fps)
-        for pixels in array:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709")))
-        container.mux(stream.encode())
+    try:
+        with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+            stream = _h264_stream(container, height, width, fps)
+            for pixels in array:
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+                container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709")))
+            container.mux(stream.encode())
+    except av.FFmpegError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _h264_stream(
@@ -168,15 +185,22 @@ def _open(path: str | Path) -> Iterator[_Opened]:
     try:
         # a downloaded playlist under a video's name must not make FFmpeg fetch what it points to
         with av.open(
-            os.path.abspath(path), options={"protocol_whitelist": "file"}, metadata_errors="replace"
+            os.path.abspath(path),
+            options={"protocol_whitelist": "file", "format_whitelist": FORMATS},
+            metadata_errors="replace",
         ) as container:
             if not container.streams.video:
                 raise VideoError(f"{path}: no video stream in it")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise VideoError(f"{path}: its codec is not known")
             stream.codec_context.thread_count = 1
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             yield _Opened(container, stream)
     except av.FFmpegError as error:
         raise VideoError(f"{path}: {error.strerror or type(error).__name__}") from error
+    except (UnicodeDecodeError, OverflowError, MemoryError) as error:  # PyAV's own, about what a damaged file claims
+        raise VideoError(f"{path}: {type(error).__name__} while decoding") from error
 
 
 def _chosen(
@@ -202,6 +226,29 @@ def _timed(frames: Iterable[av.VideoFrame], gap: Fraction) -> Iterator[tuple[Fra
             start = shown if start is None else start
             time = shown - start
         yield time, frame
+
+
+def _why_unusable(frame: av.VideoFrame, size: VideoSize) -> str:
+    """Why a frame must not be shown to a network; empty if it may."""
+    if frame.is_corrupt:
+        return "damaged, a frame of it did not decode whole"
+    if frame.rotation % 90:
+        return f"stored askew, by {frame.rotation} degrees; re-encode it upright"
+    rows, columns = (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
+    if rows * columns * max(size.height / rows, size.width / columns) ** 2 > MAX_PIXELS:
+        return f"{rows}x{columns} pixels cannot be scaled to cover {size.height}x{size.width}; crop it"
+    return ""
+
+
+def _is_mirrored(frame: av.VideoFrame) -> bool:
+    """For a frame that is never converted: PyAV ties a frame to its side data in a circle, which waits for the garbage
+    collector, and if that runs in a forked worker, freeing the converter waits for threads that are not there."""
+    sides: Any = frame.side_data  # whose type says that it yields names
+    matrix = next((data for data in sides if data.type.name == "DISPLAYMATRIX"), None)
+    if matrix is None:
+        return False
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).astype(float)
+    return bool(a * d - b * c < 0)
 
 
 def _pixels(frame: av.VideoFrame) -> Tensor:

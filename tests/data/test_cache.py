@@ -90,7 +90,7 @@ def test_written_then_read(tmp_path, folder):
         for name, value in backbone.encode_prompts([clip.caption]).tensors.items():
             assert torch.equal(sample.cond[name], value)
             assert sample.cond[name].dtype == value.dtype
-    assert torch.equal(cache.conditioning("ugly")["embeds"], backbone.encode_prompts(["ugly"])["embeds"])
+    assert torch.equal(cache.negative_conditioning("ugly")["embeds"], backbone.encode_prompts(["ugly"])["embeds"])
     batch = collate([cache.load(1), cache.load(3)])
     assert batch.latents.shape == (2, 3, 1, 2, 3)
     assert batch.cond["mask"].shape == (2, 6)
@@ -99,6 +99,22 @@ def test_written_then_read(tmp_path, folder):
     names = {path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()}
     assert not [name for name in names if name.startswith(".")]
     assert len(list((tmp_path / "cache" / "prompts").iterdir())) == 5
+
+
+def test_a_negative_prompt_is_not_the_caption_of_the_same_words(tmp_path, folder):
+    """Some pipelines put an instruction before a prompt, and none before a negative one."""
+
+    class Instructed(MeanBackbone):
+        def encode_negative(self, prompts):
+            return MeanBackbone.encode_prompts(self, [f"-{prompt}" for prompt in prompts])
+
+    backbone = Instructed()
+    write_cache(backbone, list_clips(folder).clips, tmp_path / "cache", SIZE, None, ["cat"], progress=False)
+    cache = LatentCache.open(tmp_path / "cache")
+    assert torch.equal(cache.conditioning("cat")["embeds"], backbone.encode_prompts(["cat"])["embeds"])
+    assert torch.equal(cache.negative_conditioning("cat")["embeds"], backbone.encode_prompts(["-cat"])["embeds"])
+    with pytest.raises(ValueError, match="does not hold the embedding of the negative prompt 'dog'"):
+        cache.negative_conditioning("dog")
 
 
 def test_half_precision_is_stored_as_such(tmp_path, folder):
@@ -239,7 +255,7 @@ def test_no_path_leaves_the_folder(tmp_path, folder, key, bad):
         LatentCache.open(tmp_path / "cache")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "identity": 3}', "\xff"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 2, "identity": 3}', "[" * 99999, "\xff"])
 def test_a_damaged_index_is_named(tmp_path, text):
     (tmp_path / "cache.json").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=r"cache\.json cannot be read .* delete it and"):
