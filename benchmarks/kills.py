@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -159,7 +160,11 @@ def start(words: Sequence[str], log: Path, afresh: bool = False) -> int:
 
 
 def wait(pid: int) -> int:
-    """The exit code; that of a signal is negative."""
+    """The exit code, negative for a signal. What is left of the group ends too, as it would with its machine, while
+    the dead first process still keeps the group's number from being given to another."""
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
@@ -170,7 +175,7 @@ def kill_at(pid: int, bell: Path, iteration: int, number: int, chance: random.Ra
     """Wait for `iteration` to begin and a random part of it or of the next two, then kill; False if it had ended."""
     first, began, now = -1, 0.0, -1
     while now < iteration:
-        if os.waitpid(pid, os.WNOHANG)[0]:
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
             return False
         time.sleep(0.005)
         text = bell.read_text(encoding="utf-8") if bell.is_file() else ""
@@ -186,14 +191,6 @@ def kill_at(pid: int, bell: Path, iteration: int, number: int, chance: random.Ra
     return True
 
 
-def end_group(pid: int) -> None:
-    """What is left of a killed run's processes ends as well, as it would with its machine."""
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
 def kill_often(words: Sequence[str], root: Path, numbers: Sequence[int], tally: Tally, chance: random.Random) -> None:
     """Start and kill the run as often as there are `numbers`; raises RuntimeError where it does not go on."""
     bell, log, afresh = Path(f"{root}.bell"), Path(f"{root}.log"), "--trainer.devices" in words
@@ -202,13 +199,12 @@ def kill_often(words: Sequence[str], root: Path, numbers: Sequence[int], tally: 
         bell.unlink(missing_ok=True)
         pid = start(words, log, afresh)
         if not kill_at(pid, bell, point, number, chance):
-            end_group(pid)
+            wait(pid)
             saved = read_checkpoint(root / "checkpoints" / "last.ckpt", lazily=True)["global_step"]
             if saved != ITERATIONS:
                 raise RuntimeError(f"the run ended by itself at iteration {saved}; see {log}")
             return  # it was done before it could be killed
         code = wait(pid)
-        end_group(pid)
         reached = int(bell.read_text(encoding="utf-8"))
         last = newest_whole((root / "checkpoints").glob("*.ckpt"))
         saved = 0 if last is None else int(read_checkpoint(last, lazily=True)["global_step"])
@@ -226,10 +222,11 @@ def outcome(root: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(root / "checkpoints" / "last.ckpt")
     checkpoint["callbacks"] = {key: value for key, value in checkpoint["callbacks"].items() if "RunHealth" in key}
     checkpoint[OURS].pop("logs")
-    files = sorted((root / "metrics").rglob("metrics.csv"))
-    rows = [list(csv.DictReader(file.open(encoding="utf-8"))) for file in files]
-    logs = [{key: row[key] for key in sorted(row) if key != "train/samples_per_s"} for one in rows for row in one]
-    return {name: checkpoint[name] for name in sorted(checkpoint)} | {"log files": len(files), "logs": logs}
+    # A start that was killed before its first checkpoint leaves a log of its own; the run's is the newest.
+    file = max((root / "metrics").rglob("metrics.csv"), key=lambda path: int(path.parent.name.partition("_")[2]))
+    rows = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
+    logs = [{key: row[key] for key in sorted(row) if key != "train/samples_per_s"} for row in rows]
+    return {name: checkpoint[name] for name in sorted(checkpoint)} | {"logs": logs}
 
 
 def differences(a: Any, b: Any, at: str = "") -> Iterator[str]:

@@ -46,7 +46,7 @@ from lightning_dfd.objectives import (
 )
 from lightning_dfd.optimizers import BadGradients, as_list, clip_parts, keep_settings, settings_of
 from lightning_dfd.quantization import Quantization
-from lightning_dfd.resume import log_places, recipe_facts, refuse_other_recipe
+from lightning_dfd.resume import log_places, recipe_facts, refuse_other_recipe, rewind
 from lightning_dfd.roles import TRAINED, FullRoles, LoraRoles, Roles
 from lightning_dfd.sampler import Draw, roll_to, sample
 from lightning_dfd.settings import (
@@ -534,6 +534,7 @@ class DistillationModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, leave the frozen teacher out, and say what was distilled."""
+        rewind(checkpoint["loops"], self._micro)
         owned = self._owned_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in owned}
         checkpoint[OURS] = {

@@ -83,6 +83,14 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def rewind(loops: Mapping[str, Any], batches: int) -> None:
+    """Take the batches of an unfinished iteration out of a checkpoint's counters: a resumed run does them anew."""
+    fit = loops["fit_loop"]
+    for counts in (fit["epoch_loop.batch_progress"]["total"], fit["epoch_loop.batch_progress"]["current"]):
+        counts.update({name: count - batches for name, count in counts.items()})
+    fit["epoch_loop.state_dict"]["_batches_that_stepped"] -= batches
+
+
 # ---- which checkpoint -----------------------------------------------------------------------------------------
 
 

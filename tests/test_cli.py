@@ -241,15 +241,19 @@ def test_held_out_clips_are_measured(
     assert measured[f"{stage}/student_x0_error"] != measured[f"{stage}/teacher_x0_error"]
 
 
-def test_a_runs_own_config_serves_the_other_commands(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
-    cli.main(["fit", "-c", recipe("wan_dmd2"), *small(tiny, "wan", videos, tmp_path)])
+def test_a_runs_own_config_serves_the_other_commands(
+    tiny: dict[str, Path], videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-c", recipe("wan_dmd2"), *small(tiny, "wan", videos, tmp_path), "--ckpt_path", "last"]
+    assert "no whole checkpoint" in fail(capsys, "export", *words, "--output", str(tmp_path / "student"))
+    cli.main(["fit", *words])  # begins, as there is none
     config = str(next((tmp_path / "logs").rglob("config.yaml")))
     last = ["--ckpt_path", str(tmp_path / "checkpoints" / "last.ckpt")]
     cli.main(["export", "-c", config, *last, "--output", str(tmp_path / "student")])
     card = (tmp_path / "student" / "README.md").read_text(encoding="utf-8")
     assert f"8 clips of {videos.name}" in card
     assert "| Iterations | 6 |" in card
-    cli.main(["sample", "-c", config, *last, "--output", str(tmp_path / "samples"), "--seeds", "[0]"])
+    cli.main(["sample", "-c", config, "--ckpt_path", "last", "--output", str(tmp_path / "samples"), "--seeds", "[0]"])
     assert (tmp_path / "samples" / "grid.mp4").is_file()
 
 
