@@ -30,7 +30,7 @@ from tqdm import tqdm
 from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.data.dataset import Clip, Problem, Sample, first_problems
 from lightning_dfd.data.files import SampleError, replacing
-from lightning_dfd.data.video import VideoError, read_video
+from lightning_dfd.data.video import VideoError, check_video, read_video
 from lightning_dfd.types import Conditioning, VideoSize
 
 FORMAT = 2
@@ -171,6 +171,7 @@ def _encode_group(
         try:
             # looked at before decoding, so that a file that changes meanwhile is done again next time
             made_from = _made_from(clip, source)
+            check_video(clip.path, source.size, source.fps)
             videos.append(read_video(clip.path, source.size, source.fps))
         except VideoError as error:
             left_out[clip.name] = Problem.of(clip, error)

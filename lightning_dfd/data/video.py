@@ -62,7 +62,7 @@ def read_video(path: str | Path, size: VideoSize, fps: float | None) -> Tensor:
             whose time is nearest (the earlier of two). None for consecutive frames as stored.
 
     Raises:
-        VideoError: the file is missing, broken, without video, too short, or stored askew or mirrored.
+        VideoError: the file is missing, broken, without video, too short, or stored askew.
     """
     frames = []
     with _open(path) as (container, stream):
@@ -81,12 +81,14 @@ def check_video(path: str | Path, size: VideoSize, fps: float | None) -> None:
     A file whose end is missing may pass and then fail in `read_video`.
 
     Raises:
-        VideoError: the file is missing, broken, without video, or by its own account too short.
+        VideoError: the file is missing, broken, without video, stored mirrored, or by its own account too short.
     """
     with _open(path) as (container, stream):
         first = next(iter(container.decode(stream)), None)
         stated = _stated_frames(container, stream, fps)
         reason = "" if first is None else _why_unusable(first, size)
+        if first is not None and not reason and _is_mirrored(first):
+            reason = "stored mirrored; re-encode it"
     if reason:
         raise VideoError(f"{path}: {reason}")
     if first is None:
@@ -232,15 +234,20 @@ def _why_unusable(frame: av.VideoFrame, size: VideoSize) -> str:
         return "damaged, a frame of it did not decode whole"
     if frame.rotation % 90:
         return f"stored askew, by {frame.rotation} degrees; re-encode it upright"
-    matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
-    if matrix is not None:
-        a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).astype(float)
-        if a * d - b * c < 0:
-            return "stored mirrored; re-encode it"
     rows, columns = (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
     if rows * columns * max(size.height / rows, size.width / columns) ** 2 > MAX_PIXELS:
         return f"{rows}x{columns} pixels cannot be scaled to cover {size.height}x{size.width}; crop it"
     return ""
+
+
+def _is_mirrored(frame: av.VideoFrame) -> bool:
+    """For a frame that is never converted: PyAV ties a frame to its side data in a circle, which waits for the garbage
+    collector, and if that runs in a forked worker, freeing the converter waits for threads that are not there."""
+    matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    if matrix is None:
+        return False
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).astype(float)
+    return bool(a * d - b * c < 0)
 
 
 def _pixels(frame: av.VideoFrame) -> Tensor:

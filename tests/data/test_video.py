@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import math
 import os
 import struct
@@ -79,6 +80,20 @@ def test_resize_and_crop_against_pillow(bikes, height, width):
     ours = cover_and_crop(torch.from_numpy(frame).permute(2, 0, 1), height, width).permute(1, 2, 0).numpy()
     assert ours.shape == (height, width, 3)
     assert np.abs(ours - reference).max() <= 1  # Pillow works with fixed-point weights
+
+
+def test_nothing_of_a_read_video_waits_for_the_garbage_collector(make_clip, tmp_path):
+    """A decoded frame that lived on into a forked worker would hang it when it is collected there."""
+    path = make_clip(tmp_path / "a.mp4")
+    gc.collect()
+    gc.disable()
+    try:
+        for size in (VideoSize(5, 16, 24), VideoSize(5, 32, 32)):
+            read_video(path, size, None)
+            read_video(path, size, 4)
+        assert not [one for one in gc.get_objects() if type(one) is av.VideoFrame]
+    finally:
+        gc.enable()
 
 
 def test_read_video_resizes_every_frame(real_videos, bikes):
