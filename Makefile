@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tiny models on a few cores are fastest with one thread each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo study study-quick faults test lint clean
+.PHONY: install demo study study-quick backbones kills faults test lint clean
 
 install: $(VENV)/.installed
 
@@ -27,7 +27,15 @@ study: install
 study-quick: install
 	$(BIN)/python -m lightning_dfd.toy.study --output outputs/study_quick --quick
 
-# Bad inputs and faults: exit code 1 if one is lost. See docs/data.md.
+# The contract of every family, and the table of what it measured. The stand-in is for Cosmos' safety checker.
+backbones: install
+	PYTHONPATH=tests/stand_ins $(BIN)/python -m lightning_dfd.testing docs/backbones.md
+
+# Toy runs that are killed at random and have to end as if they had not been.
+kills: install
+	$(BIN)/python -m benchmarks.kills --kills 50 --output outputs/kills
+
+# Bad inputs and faults: exit code 1 if one is lost.
 faults: install
 	$(BIN)/python -m benchmarks.faults --output outputs/faults
 

@@ -1,4 +1,4 @@
-"""The command line: `lightning fit|validate|test|cache|sample|export -c recipe.yaml`, and `lightning evaluate`.
+"""The command line: `lightning plan|cache|fit|validate|test|sample|export -c recipe.yaml`, and `lightning evaluate`.
 
 The same program is installed as `lightning`, `lightning-dfd` and runs as `python -m lightning_dfd`. It is
 Lightning's own LightningCLI with OmegaConf interpolation over all `-c` files and the command line, with recipes
@@ -35,6 +35,7 @@ OWN_COMMANDS = {
     "fit": "train a student",
     "validate": "denoising errors on held-out clips",
     "test": "the same, as the test stage",
+    "plan": "estimate memory, disk and work before anything is loaded",
     "cache": "encode the videos once, so that training loads no VAE and no text encoder",
     "sample": "make videos with the student or the teacher",
     "export": "write the student as a diffusers pipeline or a LoRA file",
@@ -126,7 +127,7 @@ def command_help(command: str, part: str | None, parser: Any) -> str:
         name = f"  {action.option_strings[0]} {action.metavar if str(action.metavar).startswith('{') else ''}".rstrip()
         wrapped = textwrap.wrap(" ".join(text.replace("%%", "%").split()), 100) or [""]
         lines += [name, *(f"      {line}" for line in wrapped)]
-    return "\n".join([*lines, "", *USAGE.splitlines()[9:13]])
+    return "\n".join([*lines, "", *USAGE.splitlines()[len(OWN_COMMANDS) + 2 : len(OWN_COMMANDS) + 6]])
 
 
 def did_you_mean(wrong: str, keys: Sequence[str]) -> str:
@@ -146,7 +147,7 @@ class DistillationCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        own = {name: {"model", "datamodule"} for name in ("cache", "sample", "export")}
+        own = {name: {"model", "datamodule"} for name in ("plan", "cache", "sample", "export")}
         stock = LightningCLI.subcommands()
         return {name: stock[name] | {"weights_only"} for name in STOCK_COMMANDS} | own
 

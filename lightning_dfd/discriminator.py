@@ -84,29 +84,36 @@ class _Head(nn.Module):
 
 @contextmanager
 def tapped(transformer: nn.Module, blocks: Sequence[int], batch_size: int) -> Iterator[list[Tensor]]:
-    """Within it, one call of `transformer` fills the yielded list with what its blocks return: [B, S, D] each.
+    """Fills the yielded list, at its end, with what the blocks return while `transformer` is called: [B, S, D] each.
 
     Of a block that returns several tensors (CogVideoX: video and text tokens) the first counts. Frames that a block
-    sees as a batch are put back into their clips.
+    sees as a batch are put back into their clips, and the calls of a batch that was called in parts into one.
 
     Raises:
-        RuntimeError: the call did not go through every tapped block once.
+        RuntimeError: a call did not go through every tapped block once.
     """
     features: list[Tensor] = []
+    calls: list[list[Tensor]] = []  # what the blocks gave in each call of the network
+
+    def begin(network: nn.Module, arguments: object) -> None:
+        calls.append([])
 
     def keep(block: nn.Module, arguments: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        tokens = output if isinstance(output, Tensor) else output[0]
-        features.append(tokens.reshape(batch_size, -1, tokens.shape[-1]))
+        calls[-1].append(output if isinstance(output, Tensor) else output[0])
 
     layers = blocks_of(transformer)
     handles = [layers[number].register_forward_hook(keep) for number in blocks]
+    handles.append(transformer.register_forward_pre_hook(begin))
     try:
         yield features
     finally:
         for handle in handles:
             handle.remove()
-    if len(features) != len(blocks):
-        raise RuntimeError(f"{len(blocks)} blocks are tapped, but one call gave {len(features)} features")
+    for given in calls or [[]]:
+        if len(given) != len(blocks):
+            raise RuntimeError(f"{len(blocks)} blocks are tapped, but one call gave {len(given)} features")
+    for parts in zip(*calls, strict=True):
+        features.append(torch.cat(parts).reshape(batch_size, -1, parts[0].shape[-1]))
 
 
 def blocks_of(transformer: nn.Module) -> nn.ModuleList:
@@ -120,6 +127,8 @@ def blocks_of(transformer: nn.Module) -> nn.ModuleList:
 def _token_features(transformer: nn.Module) -> int:
     """D, as diffusers' video transformers state it."""
     config: dict[str, int] = dict(transformer.config)  # type: ignore[arg-type]
+    if "model_dim" in config:  # Kandinsky's name for it
+        return config["model_dim"]
     try:
         return config["num_attention_heads"] * config["attention_head_dim"]
     except KeyError as error:

@@ -48,6 +48,10 @@ class Draws:
         uniform = torch.rand(count, generator=self.own, device=self.own.device, dtype=torch.float64)
         return low + (high - low) * shift_time(uniform, shift)
 
+    def index(self, first: int, end: int) -> int:
+        """A whole number from `first` to below `end`, the same on all ranks."""
+        return int(torch.randint(first, end, (), generator=self.shared))
+
 
 def hash_seed(*parts: Any) -> int:
     """A seed in [0, 2^63) from any printable parts: neighbouring iterations get unrelated streams."""

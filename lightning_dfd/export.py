@@ -7,6 +7,7 @@ the latents that our own sampler gives, else nothing is left behind.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import shutil
@@ -22,11 +23,13 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from peft import LoraConfig, LoraModel, inject_adapter_in_model, set_peft_model_state_dict
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_dfd.backbones import Backbone
-from lightning_dfd.backbones.base import load_pipeline
+from lightning_dfd.checkpoints import below
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.pictures import to_frames
 from lightning_dfd.roles import LoraRoles
@@ -37,6 +40,8 @@ ExportFormat = Literal["pipeline", "lora"]
 # Largest root-mean-square difference from our sampler, relative to the latents. Merging rounds each weight once
 # to the export's precision; other times, a lost alpha or a missing adapter are off by far more.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+LORA_WEIGHTS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights_2.safetensors")  # one a network
+PEFT_WEIGHTS = "adapter_model.safetensors"  # beside the adapter_config.json of a LoraConfig
 PROMPT, SEED = "a red square is moving", 0
 
 
@@ -77,13 +82,14 @@ def export_student(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as partial:
         folder = Path(partial) / "export"
-        pipe = load_pipeline(module.backbone.source, module.backbone.dtype)
+        pipe = module.backbone.load_pipeline()
         if format == "lora":
             _save_lora(module, pipe, folder)
             scheduler.save_pretrained(folder / "scheduler")
         else:
             _put_student_into(module, pipe)
             pipe.scheduler = scheduler
+            module.backbone.prepare(pipe)
             pipe.save_pretrained(folder)
         del pipe
         report = _compare(module, folder, output, size, format)
@@ -94,15 +100,54 @@ def export_student(
 
 
 def _save_lora(module: DistillationModule, pipe: Any, folder: Path) -> None:
-    """`save_lora_weights` with the adapter's config: without it diffusers takes alpha to be the rank."""
+    """A LoRA file with the adapter's config: without it alpha would be taken to be the rank.
+
+    In diffusers' form, or in peft's where the pipeline cannot load adapters.
+    """
+    config, weights = _adapter(module)
+    if hasattr(pipe, "save_lora_weights"):
+        metadata = config.to_dict()
+        metadata["target_modules"] = sorted(metadata["target_modules"])  # a set, which JSON does not know
+        for number, part in enumerate(_by_network(module.backbone, weights).values()):
+            type(pipe).save_lora_weights(
+                folder,
+                transformer_lora_layers=part,
+                transformer_lora_adapter_metadata=_plain(metadata),
+                weight_name=LORA_WEIGHTS[number],
+            )
+        return
+    config.save_pretrained(str(folder))
+    save_file(weights, folder / PEFT_WEIGHTS, {"format": "pt"})
+
+
+def _load_lora(pipe: Any, folder: Path, backbone: Backbone) -> None:
+    """The inverse of `_save_lora`, as the model card does it."""
+    if hasattr(pipe, "load_lora_weights"):
+        for name, network in zip(LORA_WEIGHTS, backbone.networks, strict=False):
+            pipe.load_lora_weights(folder, weight_name=name, **_into(network))
+        return
+    inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), pipe.transformer)
+    set_peft_model_state_dict(pipe.transformer, load_file(folder / PEFT_WEIGHTS))
+
+
+def _adapter(module: DistillationModule) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """The student's adapter: its config, and its weights by their names in the network."""
     network = module.network
     assert isinstance(network, LoraRoles)
-    config = network.config.to_dict()
-    config["target_modules"] = sorted(config["target_modules"])  # a set, which JSON does not know
     weights = {name: tensor.cpu().contiguous() for name, tensor in network.weights_of(module.best_student).items()}
-    type(pipe).save_lora_weights(
-        folder, transformer_lora_layers=weights, transformer_lora_adapter_metadata=_plain(config)
-    )
+    return copy.deepcopy(network.config), weights
+
+
+def _by_network(backbone: Backbone, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Weights by the pipeline's components that they belong to."""
+    if len(backbone.networks) == 1:
+        return {backbone.networks[0]: dict(weights)}
+    return {network: below(f"{network}.", weights) for network in backbone.networks}
+
+
+def _into(network: str) -> dict[str, bool]:
+    """What diffusers has to be told to load a LoRA file into this component."""
+    return {} if network == "transformer" else {f"load_into_{network}": True}
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,29 +156,30 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _put_student_into(module: DistillationModule, pipe: Any) -> None:
-    """Give a stock pipeline the student's weights, by diffusers' own merging for adapters."""
+    """Give a stock pipeline the student's weights, adapters merged into them."""
     if isinstance(module.network, LoraRoles):
-        with tempfile.TemporaryDirectory() as folder:
-            _save_lora(module, pipe, Path(folder))
-            pipe.load_lora_weights(folder)
-        pipe.fuse_lora(components=["transformer"])
-        pipe.unload_lora_weights()
+        config, weights = _adapter(module)
+        for name, part in _by_network(module.backbone, weights).items():
+            tuner = LoraModel(getattr(pipe, name), copy.deepcopy(config), "default")
+            set_peft_model_state_dict(getattr(pipe, name), part)
+            setattr(pipe, name, tuner.merge_and_unload())
         return
-    weights = module.network.weights_of(module.best_student)
-    missing, unexpected = pipe.transformer.load_state_dict(weights, strict=False)
-    parameters = {name for name, _ in pipe.transformer.named_parameters()}
-    if unexpected or parameters & set(missing):
-        raise RuntimeError(f"the student's weights do not fit the pipeline: {unexpected or missing}")
+    for name, part in _by_network(module.backbone, module.network.weights_of(module.best_student)).items():
+        network = getattr(pipe, name)
+        missing, unexpected = network.load_state_dict(part, strict=False)
+        parameters = {name for name, _ in network.named_parameters()}
+        if unexpected or parameters & set(missing):
+            raise RuntimeError(f"the student's weights do not fit the pipeline: {unexpected or missing}")
 
 
-def call_arguments(backbone: Backbone, pipeline_class: type, size: VideoSize, steps: int) -> dict[str, Any]:
-    """What to pass a stock pipeline besides the prompt."""
+def call_arguments(
+    backbone: Backbone, pipeline_class: type, size: VideoSize, steps: int, guidance: float = 1.0
+) -> dict[str, Any]:
+    """What to pass a stock pipeline besides the prompt, once `Backbone.prepare` has been told the same guidance."""
     call = {
         "num_inference_steps": steps,
-        **backbone.guidance_arguments(1.0),
-        "num_frames": size.frames,
-        "height": size.height,
-        "width": size.width,
+        **backbone.guidance_arguments(guidance),
+        **backbone.size_arguments(size),
     }
     parameter = inspect.signature(pipeline_class.__call__).parameters.get("max_sequence_length")
     if parameter is not None and parameter.default != backbone.max_sequence_length:
@@ -142,12 +188,13 @@ def call_arguments(backbone: Backbone, pipeline_class: type, size: VideoSize, st
 
 
 def _small(backbone: Backbone, size: VideoSize, device: torch.device) -> VideoSize:
-    """The size at which an export is checked: its own on an accelerator, at most a small one on a CPU."""
+    """The size at which an export is checked: its own on an accelerator, a small one on a CPU."""
     if device.type != "cpu":
         return size
     temporal, spatial = backbone.compression()
     side = 8 * spatial
-    return VideoSize(min(size.frames, 2 * temporal + 1), min(size.height, side), min(size.width, side))
+    small = VideoSize(min(size.frames, 2 * temporal + 1), min(size.height, side), min(size.width, side))
+    return backbone.nearest_size(small)
 
 
 def _compare(
@@ -161,7 +208,7 @@ def _compare(
     noise = noise.to(device, backbone.dtype)  # some pipelines take given latents only in their own precision
     image = example_image(size)
     cond = backbone.encode_prompts([PROMPT]) | backbone.encode_images(image.to(device), size.frames)
-    noise = backbone.keep_given(noise, cond)
+    start = backbone.pipeline_latents(noise, cond)
     fresh = torch.Generator(device).manual_seed(SEED)
 
     def draw(like: Tensor) -> Tensor:
@@ -170,9 +217,10 @@ def _compare(
 
     ours = backbone.pack(module.sample_latents(module.best_student, cond, noise.float(), draw)).float().cpu()
     pipe = _reload(backbone, folder, format).to(device)
-    given = {"image": Image.fromarray(to_frames(image[:, :, None])[0, 0].numpy())} if backbone.takes_image else {}
-    call = call_arguments(backbone, type(pipe), size, len(module.sampling.steps)) | given
-    theirs = _stock_latents(pipe, backbone.pack(noise), call).float().cpu()
+    call = call_arguments(backbone, type(pipe), size, len(module.sampling.steps))
+    if backbone.takes_image:
+        call |= backbone.image_arguments(Image.fromarray(to_frames(image[:, :, None])[0, 0].numpy()))
+    theirs = _stock_latents(pipe, start, call).float().cpu()
     error = float((ours - theirs).square().mean().sqrt() / ours.square().mean().sqrt())
     tolerance = TOLERANCE[backbone.dtype]
     if not error <= tolerance:
@@ -185,10 +233,12 @@ def _compare(
 
 def _reload(backbone: Backbone, folder: Path, format: ExportFormat) -> Any:
     if format == "pipeline":
-        return DiffusionPipeline.from_pretrained(folder, dtype=backbone.dtype)
-    pipe = load_pipeline(backbone.source, backbone.dtype)
-    pipe.load_lora_weights(folder)
-    pipe.scheduler = _scheduler_class(folder).from_pretrained(folder, subfolder="scheduler")
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=backbone.dtype)
+    else:
+        pipe = backbone.load_pipeline()
+        _load_lora(pipe, folder, backbone)
+        pipe.scheduler = _scheduler_class(folder).from_pretrained(folder, subfolder="scheduler")
+    backbone.prepare(pipe)
     return pipe
 
 
@@ -231,30 +281,52 @@ def posterior_means() -> Iterator[None]:
         yield
 
 
+class _Code(str):
+    """Code that stands as it is in lists of arguments."""
+
+    __repr__ = str.__str__
+
+
+def _loading_code(module: DistillationModule, report: ExportReport) -> tuple[str, str]:
+    """The code that loads an export: its imports, and what makes `pipe`."""
+    backbone, name = module.backbone, report.folder.name
+    dtype, kind = str(backbone.dtype), backbone.pipeline_class or "DiffusionPipeline"
+    imports = [f"from diffusers import {kind}"]
+    if report.format == "pipeline":
+        load = [f'pipe = {kind}.from_pretrained("{name}", dtype={dtype})']
+    else:
+        scheduler = type(backbone.few_step_scheduler(module.sampling.steps, module.sampling.kind)).__name__
+        imports[0] += f", {scheduler}"
+        load = [f'pipe = {kind}.from_pretrained("{backbone.source}", dtype={dtype})']
+        if hasattr(_pipeline_class(backbone), "load_lora_weights"):
+            for file, network in zip(LORA_WEIGHTS, backbone.networks, strict=False):
+                into = "".join(f", {key}={value}" for key, value in _into(network).items())
+                load.append(f'pipe.load_lora_weights("{name}", weight_name="{file}"{into})')
+        else:
+            imports.append("from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict")
+            imports.append("from safetensors.torch import load_file")
+            load.append(f'inject_adapter_in_model(LoraConfig.from_pretrained("{name}"), pipe.transformer)')
+            load.append(f'set_peft_model_state_dict(pipe.transformer, load_file("{name}/{PEFT_WEIGHTS}"))')
+        load.append(f'pipe.scheduler = {scheduler}.from_pretrained("{name}", subfolder="scheduler")')
+    return "\n".join(imports), "\n".join([*load, *backbone.preparation()])
+
+
+def _pipeline_class(backbone: Backbone) -> Any:
+    return getattr(diffusers, backbone.pipeline_name)
+
+
 def model_card(module: DistillationModule, report: ExportReport, size: VideoSize, facts: Mapping[str, str]) -> str:
     """README.md of an export: what it is, and the code that runs it."""
     backbone = module.backbone
-    pipeline = DiffusionPipeline.load_config(backbone.source)["_class_name"]
-    call = call_arguments(backbone, getattr(diffusers, pipeline), size, report.network_calls)
-    arguments = "".join(f", {name}={value}" for name, value in call.items())
-    if backbone.takes_image:
-        arguments = f', image=load_image("first_frame.png"){arguments}'
+    pipeline = _pipeline_class(backbone)
+    call = call_arguments(backbone, pipeline, size, report.network_calls)
+    image = backbone.image_arguments(_Code('load_image("first_frame.png")')) if backbone.takes_image else {}
+    arguments = "".join(f", {name}={value}" for name, value in (image | call).items())
+    imports, load = _loading_code(module, report)
     kind, loader = ("image", ", load_image") if backbone.takes_image else ("text", "")
-    dtype = str(backbone.dtype)
-    if report.format == "pipeline":
-        load = f'pipe = DiffusionPipeline.from_pretrained("{report.folder.name}", dtype={dtype})'
-        imports = "from diffusers import DiffusionPipeline"
-    else:
-        scheduler = type(backbone.few_step_scheduler(module.sampling.steps, module.sampling.kind)).__name__
-        load = (
-            f'pipe = DiffusionPipeline.from_pretrained("{backbone.source}", dtype={dtype})\n'
-            f'pipe.load_lora_weights("{report.folder.name}")\n'
-            f'pipe.scheduler = {scheduler}.from_pretrained("{report.folder.name}", subfolder="scheduler")'
-        )
-        imports = f"from diffusers import DiffusionPipeline, {scheduler}"
     rows = {
         "Teacher": Path(backbone.source).name if Path(backbone.source).exists() else backbone.source,
-        "Pipeline": pipeline,
+        "Pipeline": pipeline.__name__,
         "Network calls": f"{report.network_calls}, without guidance",
         "Times": ", ".join(f"{t:.4g}" for t in module.sampling.steps),
         "Sampling": module.sampling.kind,

@@ -18,10 +18,10 @@ from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_dfd.backbones import backbone_from_pretrained
-from lightning_dfd.checkpoints import below, read_checkpoint, refuse_misfit
+from lightning_dfd.checkpoints import OURS, below, read_checkpoint, refuse_misfit
 from lightning_dfd.data import VideoDataModule
 from lightning_dfd.discriminator import Discriminator, tapped
 from lightning_dfd.draws import Draws, hash_seed
@@ -45,6 +45,8 @@ from lightning_dfd.objectives import (
     teacher_guidance,
 )
 from lightning_dfd.optimizers import BadGradients, as_list, clip_parts, keep_settings, settings_of
+from lightning_dfd.quantization import Quantization
+from lightning_dfd.resume import log_places, recipe_facts, refuse_other_recipe
 from lightning_dfd.roles import TRAINED, FullRoles, LoraRoles, Roles
 from lightning_dfd.sampler import Draw, roll_to, sample
 from lightning_dfd.settings import (
@@ -57,6 +59,7 @@ from lightning_dfd.settings import (
 )
 from lightning_dfd.types import Batch, Conditioning, Role
 
+SPEED = "train/samples_per_s"
 SHOWN = ("train/student_loss", "train/fake_loss", "train/paired_gap")  # on the progress bar
 ADAMW: OptimizerCallable = partial(torch.optim.AdamW, lr=1e-5, betas=(0.9, 0.999), weight_decay=0.01)
 
@@ -70,9 +73,13 @@ class DistillationModule(LightningModule):
 
     Args:
         teacher: hub id or folder of a diffusers video pipeline.
-        backbone: import path of a Backbone subclass; null to choose by the pipeline's class.
+        backbone: import path of a Backbone subclass, or `captured` for one that learns an unlisted pipeline's calls
+            by watching it; null to choose by the pipeline's class.
         dtype: precision of the frozen weights. What is trained is float32; see trainer.precision.
         max_sequence_length: text tokens per prompt; null for the pipeline's default.
+        quantization: of the frozen weights, for adapters; null for none.
+        compile: compile the network's blocks by torch.compile: slower to start, then faster.
+        offload: keep VAE and text encoders, and with full tuning the teacher, on the CPU but for what is computing.
         student: what is trained.
         sampling: the student's times and kind of sampling.
         dmd: distribution matching.
@@ -94,6 +101,9 @@ class DistillationModule(LightningModule):
         backbone: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         max_sequence_length: int | None = None,
+        quantization: Quantization | None = None,
+        compile: bool = False,
+        offload: bool = False,
         student: StudentSettings = StudentSettings(),  # noqa: B008 (frozen)
         sampling: SamplingSettings = SamplingSettings(),  # noqa: B008
         dmd: DMDSettings = DMDSettings(),  # noqa: B008
@@ -110,10 +120,16 @@ class DistillationModule(LightningModule):
     ) -> None:
         super().__init__()
         diversity.check(student, sampling)
+        if quantization is not None:
+            quantization.check(student.mode)
+        if offload:
+            gan.check_offload(student)
         # Hyperparameters are not saved into checkpoints: on resume the recipe and the command line decide.
         self.automatic_optimization = False
         self.strict_loading = False  # the teacher is not in checkpoints; on_load_checkpoint checks the rest
         self.backbone = backbone_from_pretrained(teacher, getattr(torch, dtype), max_sequence_length, backbone)
+        self.backbone.quantization, self.backbone.offload = quantization, offload
+        self.compiled = compile
         self.student, self.sampling, self.dmd = student, sampling, dmd
         self.data_forcing, self.gan, self.diversity = data_forcing, gan, diversity
         self.student_optimizer, self.fake_optimizer = student_optimizer, fake_optimizer
@@ -125,6 +141,7 @@ class DistillationModule(LightningModule):
         self.negative: Conditioning | None = None
         self.counts = {"student_steps": 0, "forced_steps": 0, "skipped_steps": 0}
         self._bad_gradients = BadGradients()
+        self._recipe: dict[str, dict[str, Any]] = {}
         self._micro = 0  # batches since the last optimizer step
         self._latest: dict[str, Tensor | float] = {}
         self._clock: float | None = None
@@ -157,14 +174,14 @@ class DistillationModule(LightningModule):
             teacher = self.guided_teacher(self.schedule.add_noise(shown, eps, t), t, cond, scale)
         gradient = dmd_gradient(gen, fake, teacher)
         loss = surrogate_loss(gen, gradient)
-        if self._micro == 0:
+        if self._micro == self.accumulate - 1:  # the last batch, so that an iteration done anew counts once
             self.counts["student_steps"] += 1
             self.counts["forced_steps"] += drawn
         self._latest |= {
             "train/student_loss": loss.detach(),
             "train/dmd_gradient_norm": gradient.flatten(1).norm(dim=1).mean(),
             "train/paired_gap": paired_gap(real, gen),
-            "train/forced_share": self.counts["forced_steps"] / self.counts["student_steps"],
+            "train/forced_share": self.counts["forced_steps"] / max(1, self.counts["student_steps"]),
         }
         if len(real) > 1:
             self._latest["train/unpaired_gap"] = paired_gap(real.roll(1, 0), gen)  # what the paired one is to be below
@@ -239,7 +256,7 @@ class DistillationModule(LightningModule):
             t = torch.tensor(steps, dtype=torch.float64, device=real.device)[pick]
             return self.x0("student", self.schedule.add_noise(real, draws.noise_like(real), t), t, cond)
         first = 1 if self.diversity.weight else 0
-        last = int(torch.randint(first, len(steps), (), generator=draws.shared))
+        last = draws.index(first, len(steps))
         denoise = partial(self.x0, "student", cond=cond)
         with torch.no_grad():
             x_t = roll_to(
@@ -269,8 +286,8 @@ class DistillationModule(LightningModule):
         scale = self.dmd.guidance if scale is None else scale
         if is_unguided(scale):
             return self.x0("teacher", x_t, t, cond)
-        negative = self.negative_conditioning(cond).expand(len(x_t))
-        both = Conditioning.cat([cond | negative, cond])
+        negative = self.negative_conditioning(cond)
+        both = Conditioning.cat([self.backbone.unconditional(negative, cond), cond])
         uncond, conditional = self.x0("teacher", torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         return guide(uncond, conditional, scale)
 
@@ -293,11 +310,18 @@ class DistillationModule(LightningModule):
         return settings.probability > 0 and (settings.until is None or self.trainer.global_step < settings.until)
 
     def _seed_draws(self) -> None:
-        self._draws = Draws.of(self.seed, self.trainer.global_step, self._micro, self.global_rank, self.device)
+        place = (self.seed, self.trainer.global_step, self._micro, self.global_rank)
+        self._draws = Draws.of(*place, self.device)
+        torch.manual_seed(hash_seed("global", *place))  # for networks of users' own, which may draw from it
 
     def score_time(self, batch_size: int) -> Tensor:
         settings = self.dmd.score_time
         return self._draws.times(batch_size, settings.low, settings.high, settings.shift)
+
+    @property
+    def between_iterations(self) -> bool:
+        """Whether all batches of an iteration are done and none of the next."""
+        return self._micro == 0
 
     # ---- optimizers ---------------------------------------------------------------------------------------
 
@@ -310,6 +334,10 @@ class DistillationModule(LightningModule):
         schedulers = [self.lr_scheduler(optimizer) for optimizer in optimizers] if self.lr_scheduler else []
         self._recipe_groups = settings_of(optimizers)
         return optimizers, schedulers
+
+    def on_fit_start(self) -> None:
+        if self.backbone.offload:
+            self.network.offload_teacher(self.device)
 
     def on_train_start(self) -> None:
         """A restored optimizer brings its old settings along; those of the recipe and command line win."""
@@ -329,12 +357,16 @@ class DistillationModule(LightningModule):
             self.network.update_average(self.student.ema_decay)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        parts: dict[str, list[Any]] = {role: self.network.parameters_of(role) for role in TRAINED}
-        parts["discriminator"] = [] if self.discriminator is None else list(self.discriminator.parameters())
-        norms = clip_parts(optimizer, parts, self.gradient_clip)
+        norms = self.clip(optimizer)
         self._latest |= {f"train/{name}_grad_norm": norm for name, norm in norms.items()}
         self.counts["skipped_steps"] += self._bad_gradients.drop(optimizer, norms, self.trainer.global_step)
         self._latest["train/skipped_steps"] = self.counts["skipped_steps"]
+
+    def clip(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Clip the gradient of each part by its own norm; returns the norms before."""
+        parts: dict[str, list[Any]] = {role: self.network.parameters_of(role) for role in TRAINED}
+        parts["discriminator"] = [] if self.discriminator is None else list(self.discriminator.parameters())
+        return clip_parts(optimizer, parts, self.gradient_clip)
 
     @property
     def latest(self) -> Mapping[str, Tensor | float]:
@@ -350,7 +382,7 @@ class DistillationModule(LightningModule):
         now = time.perf_counter()
         if self._clock is not None:
             samples = len(batch.prompts) * self.accumulate * self.trainer.world_size
-            self._latest["train/samples_per_s"] = samples / (now - self._clock)
+            self._latest[SPEED] = samples / (now - self._clock)
         self._clock = now
         for name, value in self._latest.items():
             self.log(name, value, logger=False, prog_bar=name in SHOWN)
@@ -402,9 +434,9 @@ class DistillationModule(LightningModule):
         if role == "teacher":
             times = self.backbone.teacher_times(teacher_steps, noise.shape[1:])
             denoise = partial(self.guided_teacher, cond=prompt_cond)
-            return sample(denoise, self.schedule, noise, times, "ode", on_step=on_step)
-        denoise = partial(self.x0, role, cond=prompt_cond)
-        return sample(denoise, self.schedule, noise, self.sampling.steps, self.sampling.kind, draw, on_step)
+            return self.backbone.finish(sample(denoise, self.schedule, noise, times, "ode", on_step=on_step))
+        denoise, steps = partial(self.x0, role, cond=prompt_cond), self.sampling.steps
+        return self.backbone.finish(sample(denoise, self.schedule, noise, steps, self.sampling.kind, draw, on_step))
 
     # ---- networks, conditions, checkpoints ----------------------------------------------------------------
 
@@ -433,12 +465,13 @@ class DistillationModule(LightningModule):
         return datamodule if isinstance(datamodule, VideoDataModule) else None
 
     def setup(self, stage: str) -> None:
-        guard(self.loggers)
+        guard(self.loggers)  # type: ignore[arg-type]
         if self.datamodule is not None:
             for size in (self.datamodule.size, *self.datamodule.sizes):
                 self.backbone.check_size(size)
             self.datamodule.require_teacher(self.backbone.identity())
         if stage == "fit":
+            self._recipe = recipe_facts(self)
             settings = self.data_forcing
             cached = self.datamodule is not None and self.datamodule.cache is not None
             if settings.probability > 0 and settings.nearest_of > 1 and not cached:
@@ -466,7 +499,15 @@ class DistillationModule(LightningModule):
         """Load the teacher and build the roles on it; Lightning calls it once the strategy is known."""
         if self.roles is not None:
             return
-        transformer = self.backbone.load_transformer()
+        self.build_roles(self.backbone.load_transformer())
+        if self.compiled:
+            self.network.compile_blocks()
+        resumed = self._trainer is not None and self.trainer.ckpt_path is not None
+        if self.init_from is not None and not resumed:
+            self.load_weights(self.init_from)
+
+    def build_roles(self, transformer: nn.Module) -> None:
+        """Roles, and the discriminator if there is one, on the teacher's network."""
         student = self.student
         options = {"ema": student.ema_decay is not None, "checkpointing": student.gradient_checkpointing}
         if student.mode == "full":
@@ -477,9 +518,6 @@ class DistillationModule(LightningModule):
             self.roles = LoraRoles(transformer, targets, student.rank, alpha, seed=self.seed, **options)
         if self.gan.weight:
             self.discriminator = Discriminator(transformer, self.gan.blocks, self.seed)
-        resumed = self._trainer is not None and self.trainer.ckpt_path is not None
-        if self.init_from is not None and not resumed:
-            self.load_weights(self.init_from)
 
     def encode(self, batch: Batch) -> tuple[Tensor, Conditioning]:
         """Latents [B, ...] float32 and conditioning of a batch, from the cache or by the pipeline's encoders."""
@@ -496,7 +534,7 @@ class DistillationModule(LightningModule):
         if self.negative is None:
             prompt = self.dmd.negative_prompt
             cached = None if self.datamodule is None else self.datamodule.negative_conditioning(prompt)
-            self.negative = cached or self.backbone.encode_prompts([prompt])
+            self.negative = cached or self.backbone.encode_negative([prompt])
         if self.negative.device != like.device:
             self.negative = self.negative.to(like.device)
         return self.negative
@@ -505,8 +543,11 @@ class DistillationModule(LightningModule):
         """Keep what is trained, leave the frozen teacher out, and say what was distilled."""
         owned = self._owned_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in owned}
-        checkpoint["lightning_dfd"] = {
+        checkpoint[OURS] = {
             "counts": dict(self.counts),
+            "latest": {name: float(value) for name, value in self._latest.items() if name != SPEED},
+            "recipe": self._recipe,
+            "logs": log_places(self.loggers),
             "facts": {
                 "Data": "not stated" if self.datamodule is None else self.datamodule.summary,
                 "Iterations": str(checkpoint["global_step"]),
@@ -515,8 +556,12 @@ class DistillationModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        ours = checkpoint[OURS]
+        if self.trainer.state.fn == "fit" and "recipe" in ours:
+            refuse_other_recipe(self._recipe, ours["recipe"])
         refuse_misfit(self._owned_keys(), set(checkpoint["state_dict"]))
-        self.counts |= checkpoint["lightning_dfd"]["counts"]
+        self.counts |= ours["counts"]
+        self._latest = dict(ours.get("latest", {}))
 
     def _owned_keys(self) -> set[str]:
         head = {} if self.discriminator is None else self.discriminator.state_dict()
@@ -533,5 +578,5 @@ class DistillationModule(LightningModule):
         head = below("discriminator.", checkpoint["state_dict"])
         if self.discriminator is not None and head and not self.discriminator.take_over(head):
             rank_zero_warn(f"{path} has a discriminator on other blocks; this run begins with a new one")
-        facts: dict[str, str] = checkpoint["lightning_dfd"]["facts"]
+        facts: dict[str, str] = checkpoint[OURS]["facts"]
         return facts

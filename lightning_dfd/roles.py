@@ -22,14 +22,17 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lightning_dfd.offload import offload_blocks
 from lightning_dfd.types import Role
 
 TRAINED: tuple[Role, ...] = ("student", "fake")
+RECOMPILE_LIMIT = 64  # four roles, with and without gradient, two batch sizes, some room
 
 
 class Roles(nn.Module, ABC):
@@ -90,6 +93,26 @@ class Roles(nn.Module, ABC):
         """ema <- decay * ema + (1 - decay) * student."""
         average: list[Tensor] = [*self.parameters_of("ema")]
         torch._foreach_lerp_(average, [*self.parameters_of("student")], 1.0 - decay)
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile every block of the networks by itself: one piece of code for all blocks of a kind.
+
+        It is compiled once for every role, with and without gradient, and for the teacher's double batch; torch's
+        limit on such versions is raised to hold them. Shapes are fixed, so that a block's recomputation in the
+        backward pass runs the very code of its forward.
+        """
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+        for block in self.blocks():
+            block.compile(backend=backend, dynamic=False)
+
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of every diffusers network here: the members of the lists right below it."""
+        networks = [module for module in self.modules() if isinstance(module, ModelMixin)]
+        lists = [child for network in networks for child in network.children() if isinstance(child, nn.ModuleList)]
+        return [block for blocks in lists for block in blocks]
+
+    def offload_teacher(self, device: torch.device) -> None:
+        """Let the teacher wait on the CPU, where no trained role needs its weights."""
 
     def train(self, mode: bool = True) -> Roles:
         """Stays in evaluation mode: dropout would make teacher and student disagree by chance."""
@@ -190,6 +213,9 @@ class FullRoles(Roles):
     def act_as(self, role: Role) -> AbstractContextManager[nn.Module]:
         self._check(role)
         return nullcontext(self.networks[role])
+
+    def offload_teacher(self, device: torch.device) -> None:
+        offload_blocks(self.networks["teacher"], device)
 
     def names_of(self, role: Role) -> dict[str, str]:
         self._check(role)

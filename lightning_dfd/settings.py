@@ -163,6 +163,12 @@ class GANSettings:
         _require(self.r1_sigma > 0, "model.gan.r1_sigma", self.r1_sigma, "above 0")
         _require(self.lr is None or self.lr > 0, "model.gan.lr", self.lr, "above 0, or null")
 
+    def check_offload(self, student: StudentSettings) -> None:
+        """Raise ValueError where a gradient has to run through a teacher that waits on the CPU."""
+        apart = student.mode == "lora" or self.weight == 0
+        why = "with model.offload and model.student.mode: full, as the GAN's gradient runs through the teacher"
+        _require(apart, "model.gan.weight", self.weight, f"0 {why}")
+
 
 @dataclass(frozen=True)
 class DiversitySettings:

@@ -1,31 +1,120 @@
-"""A Trainer with the jobs around training: `cache`, `sample` and `export`."""
+"""A Trainer with the jobs around training: `plan`, `cache`, `sample` and `export`."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from lightning import Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_dfd.checkpoints import OURS, CheckpointFiles, read_checkpoint
 from lightning_dfd.data import Process, VideoDataModule, list_clips, write_cache, write_video
 from lightning_dfd.export import ExportFormat, ExportReport, export_student
 from lightning_dfd.generation import TEACHER_STEPS, Request, condition, generate_latents, requests_for
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.pictures import contact_sheet, enlarge, to_frames, video_grid
+from lightning_dfd.plan import Setup, advise, as_json, as_text, estimate
+from lightning_dfd.resume import LeaveInTime, continue_logs, newest_checkpoint
 from lightning_dfd.types import Role
+
+FAILED_SAVES = 3  # iterations in a row whose checkpoints may fail to be written
 
 
 class DistillationTrainer(Trainer):
-    """lightning.Trainer, plus what comes before and after `fit`."""
+    """lightning.Trainer, plus what comes before and after `fit`, and runs that can be killed at any moment.
+
+    Attributes:
+        saved_step: iteration of the last checkpoint that was written and can be resumed from; None before the first.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.saved_step: int | None = None
+        self._files = CheckpointFiles()
+        if type(getattr(self.strategy, "_checkpoint_io", None)) in (type(None), TorchCheckpointIO):
+            # not in place of a recipe's own, nor in strategies that write shards by themselves
+            with suppress(MisconfigurationException):
+                self.strategy.checkpoint_io = self._files
+        self.callbacks.append(LeaveInTime())  # type: ignore[attr-defined]
+
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any | None = None,
+        val_dataloaders: Any | None = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = True,
+    ) -> None:
+        """Train; with `ckpt_path` go on with an earlier run as if it had not been interrupted.
+
+        Args:
+            model: a DistillationModule.
+            train_dataloaders: instead of a datamodule.
+            val_dataloaders: instead of a datamodule.
+            datamodule: a VideoDataModule.
+            ckpt_path: a checkpoint, or `last` for the run's newest whole one, and for a new run if there is none.
+            weights_only: left as it is: checkpoints are never allowed to run code.
+        """
+        if ckpt_path == "last":
+            ckpt_path = newest_checkpoint(self)
+            if ckpt_path is None:
+                rank_zero_info("ckpt_path is last and there is no checkpoint yet: the run begins at iteration 0")
+        if ckpt_path is not None and Path(ckpt_path).is_file():
+            continue_logs(self.loggers, read_checkpoint(ckpt_path, lazily=True)[OURS].get("logs", {}))
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
+
+    def save_checkpoint(
+        self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any | None = None
+    ) -> None:
+        """As Lightning's, but a disk that is full ends the run only after some saves in a row; see CheckpointFiles.
+
+        Raises:
+            RuntimeError: on every rank, after the checkpoints of 3 iterations in a row could not be written.
+        """
+        super().save_checkpoint(filepath, weights_only, storage_options)
+        failed = self.strategy.broadcast(len(self._files.failed))  # the first rank's, which writes
+        if failed >= FAILED_SAVES:
+            raise RuntimeError(
+                f"the checkpoints of {failed} iterations in a row could not be written, the last at {filepath}; make "
+                "room and go on from the last good one with --ckpt_path last"
+            )
+        if not failed and not weights_only:
+            self.saved_step = self.global_step
+
+    def plan(
+        self,
+        model: DistillationModule,
+        datamodule: VideoDataModule,
+        memory: float | None = None,
+        device: Literal["cuda", "cpu"] = "cuda",
+        json: bool = False,
+    ) -> None:
+        """Print what training will need, before anything is loaded: only the teacher's configs are read.
+
+        Args:
+            memory: GiB of a device; if the estimate is above, the plan says what to change.
+            device: whose rules of mixed precision and of optimizers count; it need not be here.
+            json: print JSON, with sizes in bytes, and not a table.
+        """
+        cached = datamodule.cache is not None
+        setup = Setup(model, datamodule.size, datamodule.batch_size, cached, str(self.precision), device)
+        found = estimate(setup)
+        limit = None if memory is None else memory * 2**30
+        advice = [] if limit is None else advise(setup, found, limit)
+        print((as_json if json else as_text)(setup, found, limit, advice))
 
     def cache(self, model: DistillationModule, datamodule: VideoDataModule, encode_batch_size: int = 1) -> None:
         """Encode a folder of videos once: data.folder -> data.cache. Several devices share the clips.
@@ -50,8 +139,9 @@ class DistillationTrainer(Trainer):
             datamodule.cache,
             datamodule.sizes,
             datamodule.fps,
-            negative_prompts=[model.dmd.negative_prompt, ""],  # the empty one for data.caption_dropout
+            negative_prompts=[model.dmd.negative_prompt],
             batch_size=encode_batch_size,
+            more_captions=[""] if datamodule.caption_dropout else [],
             process=Process(self.global_rank, self.world_size, self._gather),
         )
         rank_zero_info(f"{datamodule.cache}: {report.written} clips written, {report.kept} were there")
@@ -86,7 +176,7 @@ class DistillationTrainer(Trainer):
             images: image-to-video only: one file for each prompt, with whose first frame its videos begin; null for
                 the data's clips.
             role: student, ema, teacher or fake; null for what would be exported.
-            ckpt_path: of a checkpoint; null for the student as training would start it, or for the teacher.
+            ckpt_path: of a checkpoint, or `last`; null for the student as training would start it, or for the teacher.
             batch_size: videos sampled together.
         """
         if role == "teacher":
@@ -136,9 +226,10 @@ class DistillationTrainer(Trainer):
 
         Args:
             output: folder to write; must not exist.
-            ckpt_path: of a checkpoint.
+            ckpt_path: of a checkpoint, or `last` for the newest whole one of the recipe's run.
             format: pipeline, or lora for `load_lora_weights`.
         """
+        model.backbone.quantization = None  # what is exported is merged into the teacher as it was published
         facts = self._load(model, ckpt_path)
         report = export_student(model, output, datamodule.size, format, facts)
         rank_zero_info(
@@ -149,6 +240,11 @@ class DistillationTrainer(Trainer):
 
     def _load(self, model: DistillationModule, ckpt_path: str | None) -> dict[str, str]:
         """Networks with a checkpoint's weights, on this trainer's device; returns what the checkpoint says."""
+        if ckpt_path == "last":
+            found = newest_checkpoint(self)
+            if found is None:
+                raise FileNotFoundError("ckpt_path is last, and the recipe's run has no whole checkpoint; name one")
+            ckpt_path = str(found)
         if ckpt_path is not None:
             model.init_from = None
         model.configure_model()

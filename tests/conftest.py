@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# A package that diffusers looks for when it is imported.
+sys.path.insert(0, str(Path(__file__).parent / "stand_ins"))
 
 import pytest
 import torch
 
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
 from lightning_dfd.data import write_video
-from lightning_dfd.tiny import TEXT_LENGTH, TINY, save_tiny
+from lightning_dfd.tiny import TINY, save_tiny
 from lightning_dfd.toy.world import draw_clips
 from lightning_dfd.types import Conditioning, VideoSize
 
@@ -41,13 +45,14 @@ def size(family: str) -> VideoSize:
 
 def random_conditioning(backbone: Backbone, count: int, generator: torch.Generator) -> Conditioning:
     """Random embeddings of `count` prompts, with what else the family's network is told of a prompt (masks)."""
-    embeds = {"prompt_embeds": torch.randn(count, TEXT_LENGTH, 32, generator=generator)}
-    return Conditioning({**backbone.encode_prompts(["a cat", "two dogs", "a bird"][:count]).tensors, **embeds})
+    tensors = backbone.encode_prompts(["a cat", "two dogs", "a bird"][:count]).tensors
+    embeds = torch.randn(tensors["prompt_embeds"].shape, generator=generator)
+    return Conditioning({**tensors, "prompt_embeds": embeds})
 
 
 @pytest.fixture
 def backbone(tiny: dict[str, Path], family: str) -> Backbone:
-    return backbone_from_pretrained(str(tiny[family]), max_sequence_length=TEXT_LENGTH)
+    return backbone_from_pretrained(str(tiny[family]), max_sequence_length=TINY[family].text_length)
 
 
 @pytest.fixture(scope="session")

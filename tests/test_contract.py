@@ -11,6 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_dfd.backbones.hunyuan15 import HunyuanVideo15Backbone
+from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone, Kandinsky5ImageBackbone
+from lightning_dfd.backbones.latte import LatteBackbone
+from lightning_dfd.backbones.sana_video import SanaVideoBackbone
 from lightning_dfd.backbones.wan import WanBackbone, WanImageBackbone
 from lightning_dfd.noise import unshift_time
 from lightning_dfd.testing import CHECKS, Case, check_backbone, run_check
@@ -69,6 +73,32 @@ class ForgetsImages(WanImageBackbone):
         return super().encode_images(torch.zeros_like(images), frames)
 
 
+class InstructsNegatives(SanaVideoBackbone):
+    def encode_negative(self, prompts: Sequence[str]) -> Conditioning:
+        return self.encode_prompts(prompts)
+
+
+class SeesPadding(Kandinsky5Backbone):
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        cond = super().encode_prompts(prompts)
+        return cond | Conditioning({"prompt_length": cond["prompt_length"] + 1})
+
+
+class ReturnsWhatItSampled(Kandinsky5ImageBackbone):
+    def finish(self, latents: Tensor) -> Tensor:
+        return latents
+
+
+class OwnPadding(LatteBackbone):
+    def unconditional(self, negative: Conditioning, cond: Conditioning) -> Conditioning:
+        return cond | negative.expand(cond.batch_size)
+
+
+class OtherGuider(HunyuanVideo15Backbone):
+    def prepare(self, pipe: Any, guidance: float = 1.0) -> None:
+        super().prepare(pipe, guidance + 0.1)
+
+
 class OtherScheduler(WanBackbone):
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
         return super().few_step_scheduler([unshift_time(t, 1.2) for t in steps], kind)
@@ -90,6 +120,11 @@ class WrongShape(WanBackbone):
         (MixesPrompts, "wan", ["prompts"]),
         (LosesGradients, "wan", ["checkpointing", "train_lora", "train_full", "gan"]),
         (ForgetsImages, "wan_i2v", ["x0", "replay", "image", "export_pipeline"]),
+        (InstructsNegatives, "sanavideo", ["replay"]),
+        (SeesPadding, "kandinsky", ["x0", "replay"]),
+        (ReturnsWhatItSampled, "kandinsky_i2v", ["replay"]),
+        (OwnPadding, "latte", ["replay"]),
+        (OtherGuider, "hunyuan15", ["x0"]),
         (OtherScheduler, "wan", ["export_pipeline", "export_full"]),
         (WrongShape, "wan", ["layout"]),
     ],

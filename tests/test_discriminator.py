@@ -47,19 +47,30 @@ def test_taps_see_what_the_blocks_return(backbone: Backbone) -> None:
     x_t = torch.randn(3, *backbone.latent_shape(SIZE), generator=generator)
     cond = random_conditioning(backbone, 3, generator)
     timestep = backbone.schedule.timestep(torch.tensor([0.9, 0.4, 0.1], dtype=torch.float64))
-    expected: list[Any] = []
-    handles = [b.register_forward_hook(lambda m, i, o: expected.append(o)) for b in blocks_of(transformer)]
+    blocks = blocks_of(transformer)
+    expected: dict[nn.Module, list[Any]] = {block: [] for block in blocks}
+    handles = [block.register_forward_hook(lambda m, i, o: expected[m].append(o)) for block in blocks]
     backbone.call(transformer, x_t, timestep, cond)
     for handle in handles:
         handle.remove()
     with tapped(transformer, [0, 1], 3) as features:
         backbone.call(transformer, x_t, timestep, cond)
-    first = [output if isinstance(output, Tensor) else output[0] for output in expected]
+    first = [torch.cat([o if isinstance(o, Tensor) else o[0] for o in outputs]) for outputs in expected.values()]
     assert all(torch.equal(a, b) for a, b in zip(features, first, strict=True))
     assert features[0].shape[::2] == (3, 32)
     backbone.call(transformer, x_t, timestep, cond)
     assert len(features) == 2  # the hooks are gone
     assert Discriminator(transformer, [0, 1])(features).shape == (3, 2)
+
+
+def test_a_batch_that_is_called_in_parts_comes_back_whole() -> None:
+    network = Net(2)
+    x = torch.arange(3 * 5 * 8).float().view(3, 5, 8)
+    with tapped(network, [0, 1], 3) as features:
+        network(x[:1])
+        network(x[1:])
+    assert torch.equal(features[0], x + 1)
+    assert torch.equal(features[1], x + 2)
 
 
 def test_frames_seen_as_a_batch_come_back_to_their_clips() -> None:

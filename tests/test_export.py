@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lightning_dfd import DistillationModule
@@ -20,8 +21,9 @@ from lightning_dfd.backbones.base import pipeline_class_name
 from lightning_dfd.backbones.mochi import own_times
 from lightning_dfd.export import call_arguments, export_student
 from lightning_dfd.noise import shift_time, shifted_steps
+from lightning_dfd.sampler import sample
 from lightning_dfd.settings import SamplingSettings, StudentSettings
-from lightning_dfd.tiny import TEXT_LENGTH, TINY
+from lightning_dfd.tiny import TINY
 from lightning_dfd.types import SampleKind, VideoSize
 
 SIZE = VideoSize(9, 32, 32)
@@ -39,8 +41,8 @@ import torch
 from safetensors.torch import load_file, save_file
 {code}
 tensors = load_file({noise!r})
-latents = pipe("a cat", latents=tensors["noise"], output_type="latent", generator=torch.Generator().manual_seed(3),
-               **{call!r}).frames
+latents = pipe(prompt="a cat", latents=tensors["noise"], generator=torch.Generator().manual_seed(3),
+               output_type="latent", **{call!r}).frames
 assert "lightning_dfd" not in sys.modules
 save_file({{"latents": latents.contiguous()}}, {noise!r} + ".out")
 """
@@ -52,7 +54,7 @@ def make_student(folder: Path, family: str, kind: SampleKind = "ode", **student:
         str(folder),
         student=StudentSettings(**({"rank": 4, "alpha": 8} | student)),
         sampling=SamplingSettings(list(TINY[family].steps), kind),
-        max_sequence_length=TEXT_LENGTH,
+        max_sequence_length=TINY[family].text_length,
     )
     module.configure_model()
     generator = torch.Generator().manual_seed(0)
@@ -67,7 +69,7 @@ def latents_elsewhere(backbone: Backbone, folder: Path, code: str, noise: torch.
     file = str(folder.parent / "noise.safetensors")
     save_file({"noise": backbone.pack(noise).contiguous()}, file)
     call = call_arguments(backbone, getattr(diffusers, pipeline_class_name(backbone.source)), SIZE, 4)
-    script = ELSEWHERE.format(code=code, noise=file, call=call | {"max_sequence_length": TEXT_LENGTH})
+    script = ELSEWHERE.format(code=code, noise=file, call=call)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=folder.parent)
     assert done.returncode == 0, done.stderr
     return backbone.unpack(load_file(file + ".out")["latents"], noise.shape[1:])
@@ -82,6 +84,7 @@ def card_code(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("form", ["pipeline", "lora"])
+@pytest.mark.parametrize("family", ["cogvideox", "hunyuan15", "latte", "ltx", "wan"])  # two cannot load adapters
 def test_export_equals_our_sampler_in_another_process(
     tiny: dict[str, Path], family: str, tmp_path: Path, form: Any
 ) -> None:
@@ -97,17 +100,23 @@ def test_export_equals_our_sampler_in_another_process(
     assert (theirs - teacher).square().mean().sqrt() > 0.02 * ours.std()  # twenty times what is allowed above
 
 
+@pytest.mark.parametrize("family", ["latte", "wan"])
 def test_lora_file_keeps_its_alpha(tiny: dict[str, Path], family: str, tmp_path: Path) -> None:
-    export_student(make_student(tiny[family], family), tmp_path / "student", SIZE, "lora", {})
-    path = tmp_path / "student" / "pytorch_lora_weights.safetensors"
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
-        names = list(file.keys())
-    assert metadata["transformer.lora_alpha"] == 8
-    assert metadata["transformer.r"] == 4
-    assert all(re.fullmatch(r"transformer\..*\.lora_[AB]\.weight", name) for name in names)
+    folder = tmp_path / "student"
+    module = make_student(tiny[family], family)
+    export_student(module, folder, SIZE, "lora", {})
+    if hasattr(getattr(diffusers, pipeline_class_name(module.backbone.source)), "load_lora_weights"):
+        path, prefix = folder / "pytorch_lora_weights.safetensors", "transformer."
+        with safe_open(path, "pt") as file:
+            config = json.loads(file.metadata()["lora_adapter_metadata"])
+    else:
+        path, prefix = folder / "adapter_model.safetensors", ""
+        config = json.loads((folder / "adapter_config.json").read_text())
+    assert config[f"{prefix}lora_alpha"] == 8
+    assert config[f"{prefix}r"] == 4
+    weights = load_file(path)
+    assert all(re.fullmatch(rf"{prefix}.*\.lora_[AB]\.weight", name) for name in weights)
+    assert len(weights) == len(module.network.parameters_of("student"))
 
 
 def test_a_wrong_export_fails_and_leaves_nothing(
@@ -131,14 +140,34 @@ def test_refusals(tiny: dict[str, Path], tmp_path: Path) -> None:
         export_student(module, tmp_path / "there", SIZE, "pipeline", {})
 
 
-@pytest.mark.parametrize("num", [1, 2, 4, 5, 8])
+@pytest.mark.parametrize("num", [1, 2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("kind", ["ode", "renoise"])
 def test_cogvideox_schedulers_run_at_the_students_times(tiny: dict[str, Path], num: int, kind: Any) -> None:
     backbone = backbone_from_pretrained(str(tiny["cogvideox"]))
-    rows = [round(1000 * (1 - i / num)) - 1 for i in range(num)]
+    rows = [1000 // num * (num - i) - 1 for i in range(num)]
     scheduler = backbone.few_step_scheduler([row / 1000 for row in rows], kind)
     scheduler.set_timesteps(num)
     assert scheduler.timesteps.tolist() == rows
+
+
+@pytest.mark.parametrize(("num", "last"), [(1, 700), (4, 124), (4, 0), (6, 100)])
+def test_ode_ends_at_any_row_that_the_gap_leaves(tiny: dict[str, Path], num: int, last: int) -> None:
+    """Stock DDIM steps from row to row as our sampler does, and from the last to clean latents."""
+    backbone = backbone_from_pretrained(str(tiny["latte"]))
+    rows = [last + 1000 // num * i for i in reversed(range(num))]
+    scheduler = backbone.few_step_scheduler([row / 1000 for row in rows], "ode")
+    scheduler.set_timesteps(num)
+    assert scheduler.timesteps.tolist() == rows
+    x = torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
+    theirs = x
+    for row in scheduler.timesteps:
+        theirs = scheduler.step(0.5 * theirs.sin(), row, theirs).prev_sample
+
+    def denoise(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return backbone.schedule.to_x0(0.5 * x_t.sin(), x_t, t)
+
+    ours = sample(denoise, backbone.schedule, x, [row / 1000 for row in rows])
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("num", [1, 2, 3, 4, 6, 8])
@@ -175,8 +204,10 @@ def test_times_that_no_stock_scheduler_runs_at_are_refused(tiny: dict[str, Path]
     cogvideox = backbone_from_pretrained(str(tiny["cogvideox"]))
     with pytest.raises(ValueError, match=r"student samples at \[999, 937, 833, 624\]"):
         cogvideox.few_step_scheduler([0.999, 0.937, 0.833, 0.624], "ode")
-    with pytest.raises(ValueError, match="1, 2, 4, 5 or 8 steps"):
+    with pytest.raises(ValueError, match=r"set model\.sampling\.steps: \[0\.998, 0\.665, 0\.332\]"):
         cogvideox.few_step_scheduler([0.999, 0.666, 0.332], "ode")
+    with pytest.raises(ValueError, match=r"run 4 steps at \[999, 749, 499, 249\] \(renoise\)"):
+        cogvideox.few_step_scheduler([0.874, 0.624, 0.374, 0.124], "renoise")
     with pytest.raises(ValueError, match="cannot run 1 step"):
         backbone_from_pretrained(str(tiny["mochi"])).few_step_scheduler([1.0], "ode")
     with pytest.raises(ValueError, match="no stock flow scheduler"):

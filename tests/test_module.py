@@ -160,7 +160,7 @@ def test_student_loss_equals_the_method_written_out(tiny: dict[str, Path], tmp_p
         gen = net("student", noised(real, eps_in, t_in), t_in, cond)
         fake = net("fake", noised(gen, eps, t), t, cond)
         shown = noised(real if probability else gen, eps, t)
-        negative = module.backbone.encode_prompts([""]).expand(2)
+        negative = module.backbone.encode_negative([""]).expand(2)
         teacher = guide(net("teacher", shown, t, negative), net("teacher", shown, t, cond), module.dmd.guidance)
         weight = 1 / ((gen - teacher).abs().flatten(1).mean(1) + 1e-6)
         expected = 0.5 * ((fake - teacher) * weight.view(-1, 1, 1, 1, 1)).square().mean()

@@ -146,7 +146,11 @@ def test_teacher_is_bit_equal_after_training(backbone: Backbone, mode: str) -> N
 def test_every_role_starts_as_the_teacher(backbone: Backbone, mode: str) -> None:
     x_t, t, cond = inputs(backbone)
     transformer = backbone.load_transformer()
-    roles: Roles = FullRoles(transformer, ema=True) if mode == "full" else LoraRoles(transformer, ["to_q"], ema=True)
+    roles: Roles = (
+        FullRoles(transformer, ema=True)
+        if mode == "full"
+        else LoraRoles(transformer, backbone.lora_targets[:1], ema=True)
+    )
     outputs = []
     for role in ("teacher", "student", "fake", "ema"):
         with torch.no_grad(), roles.act_as(role) as network:  # type: ignore[arg-type]

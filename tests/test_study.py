@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lightning_dfd.toy import study, world
-from lightning_dfd.toy.study_report import cell, read_results, write_report
+from lightning_dfd.toy.study_report import cell, counts, read_results, write_report
 
 TINY = study.Scale(seeds=1, distil=2, go_on=2, looks=(1,), clips=12, real=24, videos=2)
 
@@ -69,3 +69,12 @@ def test_a_broken_off_study_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("values", "text"), [([1.0, 2.0], "1.500 ± 0.707"), ([20.0], "20.0")])
 def test_cells_show_mean_and_spread(values: list[float], text: str) -> None:
     assert cell(np.array(values)) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "does"),
+    [([1.0, 2.0, 3.0], True), ([-1.0, -2.0, -1.5], True), ([1.0, 2.0, -0.1], False), ([0.1, 0.2, 4.0], False),
+     ([1.0, 1.0], False)],
+)  # fmt: skip
+def test_what_counts_is_what_the_protocol_says(values: list[float], does: bool) -> None:
+    assert counts(np.array(values)) == does

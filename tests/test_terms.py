@@ -304,7 +304,7 @@ def test_first_step_loss_equals_the_method_written_out(tiny: dict[str, Path], tm
             at = torch.full((2,), 1000 * time)
             return transformer(x, at, condition["prompt_embeds"], return_dict=False)[0]
 
-    negative, x = module.backbone.encode_prompts([""]).expand(2), z
+    negative, x = module.backbone.encode_negative([""]).expand(2), z
     for now, then in ((1.0, 0.9), (0.9, 0.8), (0.8, 0.7)):
         uncond, conditional = velocity("teacher", x, now, negative), velocity("teacher", x, now, cond)
         x = x + (then - now) * (uncond + module.dmd.guidance * (conditional - uncond))

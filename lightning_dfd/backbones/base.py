@@ -13,13 +13,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, PipelineQuantizationConfig
+from diffusers.utils import is_bs4_available, is_ftfy_available
 from torch import Tensor, nn
 
+from lightning_dfd.backbones.blank import blank_network
 from lightning_dfd.noise import NoiseSchedule, schedule_from_config
+from lightning_dfd.offload import offload_leaves
+from lightning_dfd.quantization import Quantization
 from lightning_dfd.sampler import teacher_times
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
+
+TEXT_WIDTHS = ("text_embed_dim", "text_dim", "caption_channels", "in_text_dim")  # what the families' configs call it
 
 
 class Backbone(ABC):
@@ -33,18 +40,33 @@ class Backbone(ABC):
         source: hub id or folder of a whole diffusers pipeline.
         dtype: precision in which the frozen weights are loaded.
         max_sequence_length: text tokens per prompt; None for what the pipeline's call uses by itself.
+
+    Attributes:
+        quantization: of the network that `load_transformer` gives; None for none.
+        offload: keep VAE and text encoders on the CPU, but for what is computing.
     """
 
+    quantization: Quantization | None = None
+    offload = False
     lora_targets: ClassVar[tuple[str, ...]]  # names of the linear layers that LoRA adapts
-    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")  # the pipeline's components for prompts
+    text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")  # the pipeline's components for prompts
     image_parts: ClassVar[tuple[str, ...]] = ()  # and for images, besides the VAE
+    least_frames: ClassVar[int] = 1  # of a video
     takes_image: ClassVar[bool] = False  # whether videos begin with a given image; then `encode_images` is there too
+    networks: ClassVar[tuple[str, ...]] = ("transformer",)  # the pipeline's components that denoise
+    pipeline_class: ClassVar[str | None] = None  # of diffusers, where another is meant than the folder names
+    text_length_is_fixed: ClassVar[bool] = False  # whether the pipeline's call leaves no choice of text tokens
 
     def __init__(self, source: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None) -> None:
         self.source = str(source)
         self.dtype = dtype
         self.device = torch.device("cpu")
         self.max_sequence_length = max_sequence_length or self.text_length()
+        if self.text_length_is_fixed and self.max_sequence_length != self.text_length():
+            raise ValueError(
+                f"model.max_sequence_length is {max_sequence_length}, but this pipeline always takes "
+                f"{self.text_length()} text tokens; leave it null"
+            )
 
     @classmethod
     def variant(cls, pipeline_config: Mapping[str, Any]) -> type[Backbone]:
@@ -90,13 +112,22 @@ class Backbone(ABC):
         """Channels of the latents; of the network's input there may be more, for an image."""
         return int(self.transformer_config["in_channels"])
 
+    def side_multiple(self) -> int:
+        """Height and width have to be multiples of this: one patch of the network's."""
+        patch = self.transformer_config["patch_size"]
+        return self.compression()[1] * int(patch if isinstance(patch, int) else patch[-1])
+
     def pack(self, latents: Tensor) -> Tensor:
-        """From our latents [B, ...] to the layout that the pipeline takes and returns. Only moves numbers."""
+        """From our latents [B, ...] to the layout in which the pipeline's scheduler steps. Only moves numbers."""
         return latents
 
     def unpack(self, packed: Tensor, shape: Sequence[int]) -> Tensor:
         """The inverse of `pack`; `shape` is that of one clip's latents, as `latent_shape` gives it."""
         return packed
+
+    def pipeline_latents(self, latents: Tensor, cond: Conditioning) -> Tensor:
+        """What the pipeline's call takes as its `latents`, to begin at ours [B, ...]: packed, with what is given."""
+        return self.pack(self.keep_given(latents, cond))
 
     def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[float, ...]:
         """The times of the pipeline's own `num_steps` steps for latents of `shape` (no batch axis), largest first."""
@@ -106,21 +137,77 @@ class Backbone(ABC):
         """How the pipeline's call is told to use classifier-free guidance of this scale; 1 is none."""
         return {"guidance_scale": scale}
 
-    @torch.no_grad()
+    def size_arguments(self, size: VideoSize) -> dict[str, Any]:
+        """How the pipeline's call is told what size of video to make."""
+        return {"num_frames": size.frames, "height": size.height, "width": size.width}
+
+    def image_arguments(self, image: Any) -> dict[str, Any]:
+        """How an image-to-video pipeline's call is given the image with which the video begins."""
+        return {"image": image}
+
+    def prepare(self, pipe: Any, guidance: float = 1.0) -> None:  # noqa: B027, most families need nothing
+        """Set on a stock pipeline what its call takes no arguments for."""
+
+    def preparation(self) -> tuple[str, ...]:
+        """`prepare` without guidance as lines of code about `pipe`, for model cards."""
+        return ()
+
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """The conditioning of B prompts, as the pipeline's own call makes it.
 
         Right for every pipeline whose `encode_prompt` answers (positive, negative), or (positive, its mask,
         negative, its mask): `prompt_embeds` [B, L, D] and `prompt_attention_mask` [B, L].
         """
+        return self._encode(prompts)
+
+    def encode_negative(self, prompts: Sequence[str]) -> Conditioning:
+        """As `encode_prompts`, of prompts to guide away from, which some pipelines encode in another way."""
+        return self.encode_prompts(prompts)
+
+    @torch.no_grad()
+    def _encode(self, prompts: Sequence[str], **options: Any) -> Conditioning:
+        """`encode_prompts` with further arguments of the pipeline's `encode_prompt`."""
         embeds, *others = self.encoders.encode_prompt(
             list(prompts),
             do_classifier_free_guidance=False,
             max_sequence_length=self.max_sequence_length,
             device=self.device,
+            **options,
         )
         masks = {"prompt_attention_mask": others[0]} if len(others) == 3 else {}
         return Conditioning({"prompt_embeds": embeds} | masks)
+
+    def blank_transformer(self) -> nn.Module:
+        """What `load_transformer` gives, on the meta device and from the config alone."""
+        return blank_network(self.transformer_config, self.dtype)
+
+    def blank_prompts(self, batch_size: int) -> Conditioning:
+        """Zeros in the shapes of `encode_prompts`, and masks of ones, from the transformer's config alone."""
+        tokens = (batch_size, self.max_sequence_length)
+        embeds = torch.zeros(*tokens, self.text_width(), dtype=self.dtype)
+        mask = torch.ones(tokens, dtype=torch.int64)
+        return Conditioning({"prompt_embeds": embeds, "prompt_attention_mask": mask})
+
+    def text_width(self) -> int:
+        """Features of a text token."""
+        width = next((self.transformer_config[key] for key in TEXT_WIDTHS if key in self.transformer_config), None)
+        if width is None:
+            raise ValueError(
+                f"the transformer's config of {self.source} has none of {', '.join(TEXT_WIDTHS)}, from which the size "
+                f"of text embeddings follows; override text_width in {type(self).__name__}"
+            )
+        return int(width)
+
+    def blank_images(self, batch_size: int, size: VideoSize) -> Conditioning:
+        """Zeros in the shapes of `encode_images`."""
+        return Conditioning({})
+
+    def prepare_vae(self, vae: Any) -> None:  # noqa: B027, most need nothing
+        """Set on a VAE what it cannot do without."""
+
+    def unconditional(self, negative: Conditioning, cond: Conditioning) -> Conditioning:
+        """What the network is told in the unguided half of guidance: cond (batch B) with `negative` (1) for prompts."""
+        return cond | negative.expand(cond.batch_size)
 
     def encode_images(self, images: Tensor, frames: int) -> Conditioning:
         """What the network is told of the images [B, C, H, W], in [-1, 1], with which videos of `frames` begin.
@@ -138,6 +225,10 @@ class Backbone(ABC):
         """Latents [B, ...] with what the image fixes in them put back; for most teachers it fixes nothing."""
         return latents
 
+    def finish(self, latents: Tensor) -> Tensor:
+        """Sampled latents [B, ...] as the pipeline's call returns and decodes them: mostly as they are."""
+        return latents
+
     def x0(self, transformer: Any, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The network's estimate of the clean latents, float32: x_t [B, ...] float32, t [B] in [0, 1]."""
         output = self.call(transformer, x_t, self.schedule.timestep(t), cond)
@@ -149,8 +240,13 @@ class Backbone(ABC):
 
         The mean of the VAE's posterior, so that a cache does not depend on a draw.
         """
-        latents = self.vae.encode(videos.to(self.device, self.vae.dtype)).latent_dist.mode()
+        latents = self.encode(videos.to(self.device, self.vae.dtype))
         return self.normalise(latents.float())
+
+    def encode(self, videos: Tensor) -> Tensor:
+        """The VAE's encoder: videos [B, C, F, H, W] to latents [B, C, f, h, w] as it gives them."""
+        latents: Tensor = self.vae.encode(videos).latent_dist.mode()
+        return latents
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -183,29 +279,55 @@ class Backbone(ABC):
     def transformer_config(self) -> Mapping[str, Any]:
         return read_config(AutoencoderKL, self.source, "transformer")
 
+    @property
+    def pipeline_name(self) -> str:
+        return self.pipeline_class or str(self.pipeline_config["_class_name"])
+
+    def load_pipeline(self, **components: Any) -> Any:
+        """The pipeline, without the components that are given as None."""
+        return load_pipeline(self.source, self.dtype, self.pipeline_class, **components)
+
     def load_transformer(self) -> nn.Module:
         """The teacher's network, frozen and in evaluation mode. VAE and text encoder are not loaded."""
-        pipe = load_pipeline(self.source, self.dtype, vae=None, **dict.fromkeys((*self.text_parts, *self.image_parts)))
-        transformer: nn.Module = pipe.transformer
+        transformer: nn.Module = self.load_networks().transformer
         return transformer.eval().requires_grad_(False)
+
+    def load_networks(self) -> Any:
+        """The pipeline with nothing but what denoises, quantised if that was asked."""
+        options: dict[str, Any] = {}
+        if self.quantization is not None:
+            config: Any = self.quantization.config(self.dtype)
+            options["quantization_config"] = PipelineQuantizationConfig(
+                quant_mapping=dict.fromkeys(self.networks, config)
+            )
+        return self.load_pipeline(vae=None, **dict.fromkeys((*self.text_parts, *self.image_parts)), **options)
 
     @cached_property
     def vae(self) -> Any:
         """The VAE alone: to decode samples on a cache, whose text embeddings are there."""
-        others = ("transformer", *self.text_parts, *self.image_parts)
-        pipe = load_pipeline(self.source, self.dtype, **dict.fromkeys(others))
-        return pipe.vae.eval().requires_grad_(False).to(self.device)
+        pipe = self.load_pipeline(**dict.fromkeys((*self.networks, *self.text_parts, *self.image_parts)))
+        self.prepare(pipe)
+        return self._place(pipe.vae)
 
     @cached_property
     def encoders(self) -> Any:
         """The pipeline with all that encodes prompts and images but without the transformer."""
-        pipe = load_pipeline(self.source, self.dtype, transformer=None, vae=self.vae)
-        for name in self._encoders:
-            getattr(pipe, name).eval().requires_grad_(False).to(self.device)
+        pipe = self.load_pipeline(vae=self.vae, **dict.fromkeys(self.networks))
+        self.prepare(pipe)
+        for name in self.encoder_names:
+            self._place(getattr(pipe, name))
         return pipe
 
+    def _place(self, network: Any) -> Any:
+        """Freeze an encoder and bring it to the device, or let it go there part by part."""
+        network.eval().requires_grad_(False)
+        if not self.offload:
+            return network.to(self.device)
+        offload_leaves(network, self.device)
+        return network
+
     @property
-    def _encoders(self) -> tuple[str, ...]:
+    def encoder_names(self) -> tuple[str, ...]:
         """The networks among the pipeline's parts for prompts and images, without those that it does not have."""
         parts = (*self.text_parts, *self.image_parts)
         encoders = (name for name in parts if name.startswith(("text_encoder", "image_encoder")))
@@ -217,23 +339,33 @@ class Backbone(ABC):
         self.device = device
         for name in ("vae", "encoders"):
             if moved and name in self.__dict__:
-                getattr(self, name).to(device)
+                if self.offload:
+                    del self.__dict__[name]  # its hooks know the old device; loaded again on next use
+                else:
+                    getattr(self, name).to(device)
 
     def check_size(self, size: VideoSize) -> None:
-        """Raise ValueError, naming the nearest size that works, for one that does not divide evenly."""
-        temporal, spatial = self.compression()
-        patch = self.transformer_config["patch_size"]
-        multiple = spatial * (patch if isinstance(patch, int) else patch[-1])
-        nearest = VideoSize(
-            frames=round((size.frames - 1) / temporal) * temporal + 1,
+        """Raise ValueError, naming the nearest size that works, for one that does not fit."""
+        nearest = self.nearest_size(size)
+        if nearest != size:
+            raise ValueError(
+                f"{size} does not fit {self.source}: {self.size_rule()}; "
+                f"the nearest is {nearest} (data.frames, data.height, data.width)"
+            )
+
+    def nearest_size(self, size: VideoSize) -> VideoSize:
+        """The size nearest to `size` that pipeline and VAE can make."""
+        temporal, multiple = self.compression()[0], self.side_multiple()
+        return VideoSize(
+            frames=max(self.least_frames, round((size.frames - 1) / temporal) * temporal + 1),
             height=max(1, round(size.height / multiple)) * multiple,
             width=max(1, round(size.width / multiple)) * multiple,
         )
-        if nearest != size:
-            raise ValueError(
-                f"{size} does not fit {self.source}: frames must be {temporal}k + 1 and both sides multiples of "
-                f"{multiple}; the nearest is {nearest} (data.frames, data.height, data.width)"
-            )
+
+    def size_rule(self) -> str:
+        """The rule of `nearest_size` in words."""
+        least = f", at least {self.least_frames}," if self.least_frames > 1 else ""
+        return f"frames must be {self.compression()[0]}k + 1{least} and both sides multiples of {self.side_multiple()}"
 
     def identity(self) -> dict[str, str]:
         """What decides latents and embeddings, so that a cache can be refused for another teacher.
@@ -242,18 +374,18 @@ class Backbone(ABC):
         folder, and by the id for a hub repository.
         """
         identity = {
-            "pipeline": str(pipeline_class_name(self.source)),
+            "pipeline": self.pipeline_name,
             "vae": _digest(_without_private(self.vae_config)),
             "text_length": str(self.max_sequence_length),
         }
-        for name in self._encoders:
+        for name in self.encoder_names:
             identity[name] = _digest(_without_private(read_config(AutoencoderKL, self.source, name)))
-        return identity | {"weights": self._weights("vae", *self._encoders)}
+        return identity | {"weights": self._weights("vae", *self.encoder_names)}
 
     def network_identity(self) -> dict[str, str]:
         """`identity`, and what decides the teacher's own samples besides."""
         config = {"transformer": _digest(_without_private(self.transformer_config)), "dtype": str(self.dtype)}
-        return self.identity() | config | {"network_weights": self._weights("transformer")}
+        return self.identity() | config | {"network_weights": self._weights(*self.networks)}
 
     def _weights(self, *components: str) -> str:
         folder = Path(self.source)
@@ -262,10 +394,16 @@ class Backbone(ABC):
         return _digest_weights([folder / component for component in components])
 
 
-def load_pipeline(source: str, dtype: torch.dtype, **components: Any) -> Any:
-    """`DiffusionPipeline.from_pretrained`, which neither downloads nor loads components that are given (as None)."""
+def cleaned_captions() -> dict[str, bool]:
+    """That captions be cleaned, as some calls have it by default, which warn at each where packages for it lack."""
+    return {"clean_caption": is_bs4_available() and is_ftfy_available()}
+
+
+def load_pipeline(source: str, dtype: torch.dtype, name: str | None = None, **components: Any) -> Any:
+    """`DiffusionPipeline.from_pretrained`, or that of the class `name`, which neither downloads nor loads components
+    that are given (as None)."""
     try:
-        return DiffusionPipeline.from_pretrained(source, dtype=dtype, **components)
+        return getattr(diffusers, name or "DiffusionPipeline").from_pretrained(source, dtype=dtype, **components)
     except OSError as error:
         raise teacher_not_found(source, error) from error
 

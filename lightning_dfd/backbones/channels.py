@@ -1,4 +1,4 @@
-"""Latents that are normalised channel by channel, as Wan, LTX and Mochi do.
+"""Latents that are normalised channel by channel, as Wan, LTX and Mochi do, or by one factor, as most others do.
 
 Axis legend: B batch, C channels, f, h, w frames, height and width of latents.
 """
@@ -30,3 +30,13 @@ class PerChannel(Backbone):
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = self.statistics()
         return mean.view(1, -1, 1, 1, 1).to(like), std.view(1, -1, 1, 1, 1).to(like)
+
+
+class Scaled(Backbone):
+    """Latents [B, C, f, h, w], multiplied by the VAE's `scaling_factor`."""
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        return latents * self.vae_config["scaling_factor"]
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        return latents / self.vae_config["scaling_factor"]

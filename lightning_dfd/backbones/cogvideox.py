@@ -7,10 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, LCMScheduler
+from diffusers import CogVideoXPipeline
 from torch import Tensor
 
 from lightning_dfd.backbones.base import Backbone
+from lightning_dfd.backbones.discrete import few_step_discrete_scheduler
 from lightning_dfd.backbones.images import ImageChannels
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
@@ -60,38 +61,7 @@ class CogVideoXBackbone(Backbone):
         return rotary
 
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
-        """DDIM for `ode`; for `renoise` LCM's scheduler on CogVideoX's own noise table.
-
-        Stock schedulers take no list of times from this pipeline's default call, they space N evenly.
-        """
-        rows = self.schedule.timestep(torch.tensor(steps, dtype=torch.float64)).tolist()
-        scheduler: Any
-        if kind == "ode":
-            scheduler = CogVideoXDDIMScheduler.from_config(
-                self.scheduler_config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
-            )
-        else:
-            table = self.schedule.alphas_cumprod
-            assert table is not None
-            before = torch.cat([table.new_ones(1), table[:-1]])
-            scheduler = LCMScheduler(
-                num_train_timesteps=len(table),
-                trained_betas=(1.0 - table / before).tolist(),
-                prediction_type="v_prediction",
-                original_inference_steps=len(steps),
-                timestep_scaling=1e6,  # makes LCM's boundary condition vanish: x0 as predicted
-                set_alpha_to_one=True,
-            )
-        scheduler.set_timesteps(len(steps))
-        runs_at = [int(row) for row in scheduler.timesteps]
-        even = 1000 % len(steps) == 0  # else DDIM's integer division steps to other rows than it lists
-        if runs_at != rows or (kind == "ode" and not even):
-            raise ValueError(
-                f"stock CogVideoX runs {len(steps)} steps at {runs_at} ({kind}), this student samples at {rows}; "
-                "train it at evenly spaced times, one of 1, 2, 4, 5 or 8 steps "
-                "(4 steps: model.sampling.steps: [0.999, 0.749, 0.499, 0.249])"
-            )
-        return scheduler
+        return few_step_discrete_scheduler(self.schedule, steps, kind)
 
 
 class CogVideoXImageBackbone(ImageChannels, CogVideoXBackbone):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lightning_dfd.backbones.base import Backbone
+from lightning_dfd.backbones.channels import Scaled
 from lightning_dfd.backbones.flow import few_step_own_scheduler
 from lightning_dfd.noise import shifted_steps
 from lightning_dfd.sampler import teacher_times
@@ -17,10 +17,18 @@ from lightning_dfd.types import Conditioning, SampleKind
 EMBEDDED_GUIDANCE = 6.0  # the default of the pipeline's call: an input of the network, for teacher and student alike
 
 
-class HunyuanVideoBackbone(Backbone):
+class HunyuanVideoBackbone(Scaled):
     """Latents [B, C, f, h, w], scaled by the VAE's `scaling_factor`; two text encoders."""
 
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_mlp")
+    lora_targets: ClassVar[tuple[str, ...]] = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "proj_mlp",
+    )
     text_parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
     def text_length(self) -> int:
@@ -28,12 +36,6 @@ class HunyuanVideoBackbone(Backbone):
 
     def compression(self) -> tuple[int, int]:
         return int(self.vae_config["temporal_compression_ratio"]), int(self.vae_config["spatial_compression_ratio"])
-
-    def normalise(self, latents: Tensor) -> Tensor:
-        return latents * self.vae_config["scaling_factor"]
-
-    def denormalise(self, latents: Tensor) -> Tensor:
-        return latents / self.vae_config["scaling_factor"]
 
     def guidance_arguments(self, scale: float) -> dict[str, float]:
         """The pipeline's `guidance_scale` is the embedded one; real guidance is `true_cfg_scale`."""
@@ -46,6 +48,10 @@ class HunyuanVideoBackbone(Backbone):
         )
         names = ("prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask")
         return Conditioning(dict(zip(names, (embeds, pooled, mask), strict=True)))
+
+    def blank_prompts(self, batch_size: int) -> Conditioning:
+        pooled = torch.zeros(batch_size, self.transformer_config["pooled_projection_dim"], dtype=self.dtype)
+        return super().blank_prompts(batch_size) | Conditioning({"pooled_prompt_embeds": pooled})
 
     def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[float, ...]:
         return teacher_times(self.scheduler_config, num_steps, sigmas=shifted_steps(num_steps, 1.0))

@@ -5,13 +5,15 @@ Axis legend: B batch, C channels, F frames, H height, W width; f, h, w the same 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lightning_dfd.backbones.base import Backbone
-from lightning_dfd.types import Conditioning
+from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 
 class ImageChannels(Backbone):
@@ -22,6 +24,11 @@ class ImageChannels(Backbone):
 
     takes_image = True
     channel_axis: ClassVar[int] = 1
+
+    def blank_images(self, batch_size: int, size: VideoSize) -> Conditioning:
+        shape = list(self.latent_shape(size))
+        shape[self.channel_axis - 1] = int(self.transformer_config["in_channels"]) - self.latent_channels()
+        return Conditioning({"image_latents": torch.zeros(batch_size, *shape)})
 
     def network_input(self, x_t: Tensor, cond: Conditioning) -> Tensor:
         return torch.cat([x_t, cond["image_latents"].to(x_t)], self.channel_axis)
@@ -40,10 +47,29 @@ class GivenFirstFrame(Backbone):
     def encode_images(self, images: Tensor, frames: int) -> Conditioning:
         return Conditioning({"image_latents": self.encode_videos(images.unsqueeze(2))})
 
+    def blank_images(self, batch_size: int, size: VideoSize) -> Conditioning:
+        frame = self.latent_shape(replace(size, frames=1))
+        return Conditioning({"image_latents": torch.zeros(batch_size, *frame)})
+
     def keep_given(self, latents: Tensor, cond: Conditioning) -> Tensor:
         given = cond["image_latents"].to(latents)
         rest = latents.narrow(self.frame_axis, 1, latents.shape[self.frame_axis] - 1)
         return torch.cat([given, rest], self.frame_axis)
+
+
+def refuse_renoise(kind: SampleKind) -> None:
+    """For pipelines whose scheduler steps the later frames alone; raises ValueError for `renoise`."""
+    if kind == "renoise":
+        raise ValueError(
+            "this image-to-video pipeline draws fresh noise for the later frames alone, so its videos are not those of "
+            "our sampler; set model.sampling.kind: ode"
+        )
+
+
+def to_pictures(images: Tensor) -> list[Image.Image]:
+    """Images [B, C, H, W] in [-1, 1] as 8-bit pictures, which image encoders' processors take."""
+    pixels = ((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(one) for one in pixels]
 
 
 def token_times(timestep: Tensor, frames: int, tokens_per_frame: int, given_frames: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_own_scheduler
-from lightning_dfd.backbones.images import GivenFirstFrame, token_times
+from lightning_dfd.backbones.images import GivenFirstFrame, refuse_renoise, token_times
 from lightning_dfd.noise import shifted_steps
 from lightning_dfd.sampler import teacher_times
 from lightning_dfd.types import Conditioning, SampleKind
@@ -84,13 +84,11 @@ class LTXBackbone(PerChannel):
 class LTXImageBackbone(GivenFirstFrame, LTXBackbone):
     """Image-to-video by the same network: the image's tokens have a time of their own, 0."""
 
+    pipeline_class = "LTXImageToVideoPipeline"
+
     def network_time(self, timestep: Tensor, shape: Sequence[int]) -> Tensor:
         return token_times(timestep, shape[1], shape[2] * shape[3], given_frames=1)
 
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
-        if kind == "renoise":
-            raise ValueError(
-                "LTX's image pipeline draws fresh noise for the later frames alone, so its videos are not those of our "
-                "sampler; set model.sampling.kind: ode"
-            )
+        refuse_renoise(kind)
         return super().few_step_scheduler(steps, kind)

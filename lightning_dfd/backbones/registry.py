@@ -7,20 +7,39 @@ import importlib
 import torch
 from diffusers import DiffusionPipeline
 
+from lightning_dfd.backbones.allegro import AllegroBackbone
 from lightning_dfd.backbones.base import Backbone, read_config
+from lightning_dfd.backbones.captured import CapturedBackbone
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone, CogVideoXImageBackbone
+from lightning_dfd.backbones.cosmos import Cosmos25Backbone
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
+from lightning_dfd.backbones.hunyuan15 import HunyuanVideo15Backbone, HunyuanVideo15ImageBackbone
+from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone, Kandinsky5ImageBackbone
+from lightning_dfd.backbones.latte import LatteBackbone
 from lightning_dfd.backbones.ltx import LTXBackbone, LTXImageBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
+from lightning_dfd.backbones.sana_video import SanaVideoBackbone, SanaVideoImageBackbone
+from lightning_dfd.backbones.skyreels import SkyReelsV2Backbone, SkyReelsV2ImageBackbone
 from lightning_dfd.backbones.wan import WanBackbone, WanImageBackbone
 
 BACKBONES: dict[str, type[Backbone]] = {
+    "AllegroPipeline": AllegroBackbone,
     "CogVideoXImageToVideoPipeline": CogVideoXImageBackbone,
     "CogVideoXPipeline": CogVideoXBackbone,
+    "Cosmos2_5_PredictBasePipeline": Cosmos25Backbone,
+    "HunyuanVideo15ImageToVideoPipeline": HunyuanVideo15ImageBackbone,
+    "HunyuanVideo15Pipeline": HunyuanVideo15Backbone,
     "HunyuanVideoPipeline": HunyuanVideoBackbone,
+    "Kandinsky5I2VPipeline": Kandinsky5ImageBackbone,
+    "Kandinsky5T2VPipeline": Kandinsky5Backbone,
     "LTXImageToVideoPipeline": LTXImageBackbone,
+    "LattePipeline": LatteBackbone,
     "LTXPipeline": LTXBackbone,
     "MochiPipeline": MochiBackbone,
+    "SanaImageToVideoPipeline": SanaVideoImageBackbone,
+    "SanaVideoPipeline": SanaVideoBackbone,
+    "SkyReelsV2ImageToVideoPipeline": SkyReelsV2ImageBackbone,
+    "SkyReelsV2Pipeline": SkyReelsV2Backbone,
     "WanImageToVideoPipeline": WanImageBackbone,
     "WanPipeline": WanBackbone,
 }
@@ -38,12 +57,15 @@ def backbone_from_pretrained(
         source: hub id or folder of the pipeline.
         dtype: precision of the frozen weights.
         max_sequence_length: text tokens per prompt; None for the pipeline's own default.
-        backbone: import path of a `Backbone` subclass; None to choose by the pipeline's class.
+        backbone: import path of a `Backbone` subclass, or `captured` for one that learns its pipeline's calls by
+            watching it; None to choose by the pipeline's class.
 
     Raises:
         FileNotFoundError: there is no pipeline at `source`.
         ValueError: the pipeline's class is not known, or `backbone` is not a Backbone.
     """
+    if backbone == "captured":
+        return CapturedBackbone(source, dtype, max_sequence_length)
     if backbone is not None:
         return _import_backbone(backbone)(source, dtype, max_sequence_length)
     config = read_config(DiffusionPipeline, source)
@@ -51,7 +73,8 @@ def backbone_from_pretrained(
     if name not in BACKBONES:
         raise ValueError(
             f"{source} is a {name}; backbones exist for {', '.join(sorted(BACKBONES))}. "
-            "For another family subclass lightning_dfd.Backbone and name it in model.backbone (docs/new_backbone.md)."
+            "For another family set model.backbone: captured, which learns the calls of many pipelines by watching "
+            "them or refuses, or subclass lightning_dfd.Backbone and name it in model.backbone (docs/new_backbone.md)."
         )
     return BACKBONES[name].variant(config)(source, dtype, max_sequence_length)
 

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
+from diffusers import AutoencoderKL
 from torch import Tensor
 
-from lightning_dfd.backbones.base import Backbone
+from lightning_dfd.backbones.base import Backbone, read_config
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
-from lightning_dfd.backbones.images import GivenFirstFrame, ImageChannels, token_times
-from lightning_dfd.types import Conditioning, SampleKind
+from lightning_dfd.backbones.images import GivenFirstFrame, ImageChannels, to_pictures, token_times
+from lightning_dfd.backbones.stages import Staged
+from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 
 class WanBackbone(PerChannel):
@@ -24,6 +25,10 @@ class WanBackbone(PerChannel):
 
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
     given_frames = 0  # frames of the latents that are an image's, free of noise
+
+    @classmethod
+    def variant(cls, pipeline_config: Mapping[str, Any]) -> type[Backbone]:
+        return WanStagedBackbone if pipeline_config.get("boundary_ratio") is not None else cls
 
     def text_length(self) -> int:
         return 512  # the default of the pipeline's call
@@ -54,6 +59,10 @@ class WanBackbone(PerChannel):
         return few_step_flow_scheduler(steps, kind)
 
 
+class WanStagedBackbone(Staged, WanBackbone):
+    """2.2's A14B: one network for high noise, another for low."""
+
+
 class WanImageBackbone(ImageChannels, WanBackbone):
     """Image-to-video, 2.1: the image's latents and a mask are further channels, its CLIP features further text."""
 
@@ -61,6 +70,8 @@ class WanImageBackbone(ImageChannels, WanBackbone):
 
     @classmethod
     def variant(cls, pipeline_config: Mapping[str, Any]) -> type[Backbone]:
+        if pipeline_config.get("boundary_ratio") is not None:
+            return WanStagedImageBackbone
         return WanFirstFrameBackbone if pipeline_config.get("expand_timesteps") else cls
 
     def latent_channels(self) -> int:
@@ -77,18 +88,31 @@ class WanImageBackbone(ImageChannels, WanBackbone):
         mask[:, :, 0] = 1.0
         return Conditioning({"image_latents": torch.cat([mask, latents], 1)} | self._clip_features(images))
 
+    def blank_images(self, batch_size: int, size: VideoSize) -> Conditioning:
+        images = super().blank_images(batch_size, size)
+        if self.transformer_config.get("image_dim") is None:
+            return images
+        encoder = read_config(AutoencoderKL, self.source, "image_encoder")
+        tokens = (encoder["image_size"] // encoder["patch_size"]) ** 2 + 1  # and one for the whole
+        embeds = torch.zeros(batch_size, tokens, self.transformer_config["image_dim"], dtype=self.dtype)
+        return images | Conditioning({"image_embeds": embeds})
+
     def _clip_features(self, images: Tensor) -> dict[str, Tensor]:
         if self.transformer_config.get("image_dim") is None:
             return {}
-        pixels = ((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        return {"image_embeds": self.encoders.encode_image([Image.fromarray(one) for one in pixels], self.device)}
+        return {"image_embeds": self.encoders.encode_image(to_pictures(images), self.device)}
 
     def _image_embeds(self, transformer: Any, cond: Conditioning) -> Tensor | None:
         return cond["image_embeds"].to(transformer.dtype) if "image_embeds" in cond.tensors else None
 
 
+class WanStagedImageBackbone(Staged, WanImageBackbone):
+    """Image-to-video of 2.2's A14B."""
+
+
 class WanFirstFrameBackbone(GivenFirstFrame, WanBackbone):
     """Image-to-video of 2.2's 5B, by the network that also makes videos from text."""
 
+    pipeline_class = "WanImageToVideoPipeline"
     image_parts = ("image_encoder", "image_processor")
     given_frames = 1

@@ -74,13 +74,17 @@ class VideoEvaluation(Callback):
         self.statistics = statistics
         self._suite: VideoSuite | None = None
         self._teacher_values: dict[str, float] = {}
-        self._done = -1  # the iteration of the last evaluation
+        self._done = -1  # the iteration of the last evaluation; -1 before the first
+        self._logged: dict[str, float] = {}  # what it gave
 
     # ---- when ---------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._prepare(trainer, pl_module)
-        self._evaluate(trainer, pl_module)
+        if self._done < 0:
+            self._evaluate(trainer, pl_module)
+        else:  # a resumed run: what it was measured by before, for those that read it between evaluations
+            trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._logged.items()})
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         if due(trainer, self.every, self._done):
@@ -90,6 +94,16 @@ class VideoEvaluation(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.global_step != self._done:  # ended before max_steps
             self._evaluate(trainer, pl_module)
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(prompts=self.prompts, seeds=self.seeds, **self.names)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self._done, "logged": self._logged}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._done, self._logged = state_dict["done"], state_dict["logged"]
 
     # ---- what ---------------------------------------------------------------------------------------------
 
@@ -148,6 +162,7 @@ class VideoEvaluation(Callback):
         logged |= {f"val/{name}": value for name, value in relative_to_teacher(values, self._teacher_values).items()}
         for logger in trainer.loggers:
             logger.log_metrics(logged, step=self._done)
+        self._logged = logged
         return logged
 
     def _measure(self, trainer: Any, module: DistillationModule, role: Role) -> dict[str, float]:

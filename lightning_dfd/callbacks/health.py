@@ -56,7 +56,7 @@ class RunHealth(Callback):
         self._done = -1
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if not forces_data(pl_module):
+        if not forces_data(pl_module) or self._done >= 0:  # the latter in a resumed run
             return
         alarm = None
         if pl_module.init_from is None and trainer.global_step == 0:
@@ -73,6 +73,19 @@ class RunHealth(Callback):
         readings = {name: float(value) for name, value in pl_module.latest.items()}
         readings |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         self._report(trainer, dict(self.check(pl_module, readings)))
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(every=self.every, fake_rise=self.fake_rise, stop=self.stop)
+
+    def state_dict(self) -> dict[str, Any]:
+        recent = {name: list(values) for name, values in self._recent.items()}
+        return {"alarms": self.alarms, "recent": recent, "lowest_fake": self._lowest_fake, "done": self._done}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.alarms = dict(state_dict["alarms"])
+        self._recent = {name: deque(values, maxlen=WINDOW) for name, values in state_dict["recent"].items()}
+        self._lowest_fake, self._done = state_dict["lowest_fake"], state_dict["done"]
 
     def check(self, module: DistillationModule, readings: Mapping[str, float]) -> Iterator[tuple[str, str | None]]:
         """Name and, if it is an alarm, text of all that can be told from these readings and those before."""

@@ -55,10 +55,11 @@ class VideoSamples(Callback):
         self.every, self.prompts, self.seeds = every, prompts, list(seeds)
         self.teacher_steps, self.batch_size = teacher_steps, batch_size
         self._teacher: Tensor | None = None
-        self._done = -1  # the iteration of the last look
+        self._done = -1  # the iteration of the last look; -1 before the first
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._look(trainer, pl_module)
+        if self._done < 0:  # else a resumed run, whose last look was when it was due
+            self._look(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         if due(trainer, self.every, self._done):
@@ -67,6 +68,16 @@ class VideoSamples(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.global_step != self._done:
             self._look(trainer, pl_module)
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(prompts=self.prompts, seeds=self.seeds)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self._done}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._done = state_dict["done"]
 
     def _look(self, trainer: Any, module: DistillationModule) -> None:
         self._done = trainer.global_step

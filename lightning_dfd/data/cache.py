@@ -111,6 +111,9 @@ class Process:
 ALONE = Process(0, 1, lambda value: [value])
 
 
+Encode = Callable[[Sequence[str]], Conditioning]
+
+
 @dataclass(frozen=True)
 class CacheReport:
     """What `write_cache` did: clips written, clips that were there already, clips left out."""
@@ -132,6 +135,7 @@ def write_cache(
     negative_prompts: Sequence[str] = ("",),
     progress: bool = True,
     batch_size: int = 1,
+    more_captions: Sequence[str] = (),
     process: Process = ALONE,
 ) -> CacheReport:
     """Encode clips and captions into `folder`. A second run encodes only what is missing or has changed.
@@ -147,6 +151,7 @@ def write_cache(
         negative_prompts: embedded besides the captions, for guidance.
         progress: show a progress bar.
         batch_size: videos that the VAE encodes at once.
+        more_captions: embedded besides those of the clips; the empty one, for caption dropout.
         process: which share is this process's, and how the processes meet.
 
     Raises:
@@ -170,9 +175,12 @@ def write_cache(
             _encode_group(backbone, group, group_size, folder, source, left_out)
             bar.update(len(group))
     written = len(own) - kept - len(left_out)
-    prompts = [*dict.fromkeys([*(text for clip in clips for text in clip.captions), *negative_prompts])]
-    for prompt in tqdm(prompts[process.rank :: process.count], desc="prompts", disable=not progress):
-        _write_prompt(backbone, prompt, folder, source)
+    captions = dict.fromkeys([*(text for clip in clips for text in clip.captions), *more_captions])
+    texts: list[tuple[Encode, str, str]]
+    texts = [(backbone.encode_prompts, caption, _id(caption)) for caption in captions]
+    texts += [(backbone.encode_negative, prompt, _negative_id(prompt)) for prompt in dict.fromkeys(negative_prompts)]
+    for encode, text, name in tqdm(texts[process.rank :: process.count], desc="prompts", disable=not progress):
+        _write_prompt(encode, text, _prompt_path(folder, name), source)
     # the others' reports; when they are here, their files are too
     reports = process.gather((written, kept, left_out))
     left_out = {name: problem for _, _, part in reports for name, problem in part.items()}
@@ -250,13 +258,12 @@ def _encode_group(
             left_out[made_from["name"]] = Problem(made_from["name"], reason)
 
 
-def _write_prompt(backbone: Backbone, prompt: str, folder: Path, source: CacheSource) -> None:
-    path = _prompt_path(folder, _id(prompt))
+def _write_prompt(encode: Encode, prompt: str, path: Path, source: CacheSource) -> None:
     made_from = {"prompt": prompt, "source": source.digest}
     if _metadata(path) == made_from:
         return
     # one by one: some pipelines pad to the longest of a batch, some take a single prompt
-    tensors = {name: value[0].cpu() for name, value in backbone.encode_prompts([prompt]).tensors.items()}
+    tensors = {name: value[0].cpu() for name, value in encode([prompt]).tensors.items()}
     if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
         raise ValueError(f"the teacher's encoders make numbers of the prompt {_short(prompt)} that are not finite; "
                          "try model.dtype: float32")  # fmt: skip
@@ -325,7 +332,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         value = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode(), value)
-        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
     return f"{value:08x}"
 
 
@@ -414,10 +421,19 @@ class LatentCache:
         Raises:
             CacheError: the prompt was not embedded when the cache was made, or its file is damaged.
         """
+        return self._embedding(_id(prompt), prompt, "the prompt")
+
+    def negative_conditioning(self, prompt: str) -> Conditioning:
+        """The conditioning of one prompt to guide away from, batch 1.
+
+        Raises:
+            CacheError: it was not among the negative prompts when the cache was made, or its file is damaged.
+        """
+        return self._embedding(_negative_id(prompt), prompt, "the negative prompt")
+
+    def _embedding(self, name: str, prompt: str, kind: str) -> Conditioning:
         made_from = {"prompt": prompt, "source": self.source.digest}
-        tensors = _load(
-            _prompt_path(self.folder, _id(prompt)), f"the embedding of the prompt {_short(prompt)}", made_from
-        )
+        tensors = _load(_prompt_path(self.folder, name), f"the embedding of {kind} {_short(prompt)}", made_from)
         return Conditioning({name: value[None] for name, value in tensors.items()})
 
     def _latents(self, entry: CacheEntry) -> tuple[Tensor, Conditioning]:
@@ -481,6 +497,11 @@ def _latents_path(folder: Path, name: str) -> Path:
 
 def _prompt_path(folder: Path, name: str) -> Path:
     return folder / "prompts" / f"{name}.safetensors"
+
+
+def _negative_id(prompt: str) -> str:
+    """As `_id`, for a prompt to guide away from: a caption of the same words may be embedded in another way."""
+    return _id(f"negative prompt: {prompt}")
 
 
 def _id(text: str) -> str:

@@ -127,7 +127,7 @@ class VideoDataModule(LightningDataModule):
         Raises:
             ValueError: the cache does not hold it.
         """
-        return None if self.latent_cache is None else self.latent_cache.conditioning(prompt)
+        return None if self.latent_cache is None else self.latent_cache.negative_conditioning(prompt)
 
     def same_caption_latents(self, prompt: str, k: int, generator: torch.Generator) -> list[Tensor]:
         """The latents [...], float32, of up to `k` different training clips with this caption, drawn by `generator`

@@ -268,7 +268,8 @@ def _why_unusable(frame: av.VideoFrame, size: VideoSize) -> str:
 def _is_mirrored(frame: av.VideoFrame) -> bool:
     """For a frame that is never converted: PyAV ties a frame to its side data in a circle, which waits for the garbage
     collector, and if that runs in a forked worker, freeing the converter waits for threads that are not there."""
-    matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    sides: Any = frame.side_data  # whose type says that it yields names
+    matrix = next((data for data in sides if data.type.name == "DISPLAYMATRIX"), None)
     if matrix is None:
         return False
     a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).astype(float)

@@ -29,7 +29,7 @@ def table_row(name: str, case: Case, found: Mapping[str, float | None]) -> str:
 
     cells = [
         name,
-        case.teacher.pipeline_config["_class_name"],
+        case.teacher.pipeline_name,
         "an image" if case.teacher.takes_image else "text alone",
         f"{found['replay']:.0e}",
         f"{max(exports):.0e}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,38 +14,26 @@ from torch import Tensor
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.settings import SamplingSettings, StudentSettings
-from lightning_dfd.tiny import SIZE, STEPS, Tiny
-from lightning_dfd.types import Conditioning, SampleKind, VideoSize
+from lightning_dfd.tiny import Tiny, Trial
+from lightning_dfd.types import Conditioning, SampleKind
 
 PROMPTS = ("a cat", "two dogs run")
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Trial):
     """A backbone on a tiny pipeline, and what to try it with.
 
     Args:
         source: folder of the pipeline, whose scheduler is Euler's or DDIM's: others are other samplers.
-        backbone: import path of a Backbone subclass; None to choose by the pipeline's class.
-        size: of videos that fit, with more than one place along every axis of the latents.
-        steps: times of a student that a stock scheduler samples at.
-        kinds: of sampling for which there is one.
-        text_length: tokens of a prompt; None for the pipeline's default.
-        refuses: names of checks for which the family has no way, and says so by a ValueError.
     """
 
     source: str
-    backbone: str | None = None
-    size: VideoSize = SIZE
-    steps: Sequence[float] = STEPS
-    kinds: tuple[SampleKind, ...] = ("ode", "renoise")
-    text_length: int | None = None
-    refuses: tuple[str, ...] = ()
 
     @staticmethod
     def of(source: str | Path, tiny: Tiny) -> Case:
         """One of the package's own tiny pipelines, saved at `source`."""
-        return Case(str(source), None, tiny.size, tiny.steps, tiny.kinds, tiny.text_length, tiny.refuses)
+        return Case(str(source), **{field.name: getattr(tiny, field.name) for field in fields(Trial)})
 
     @cached_property
     def teacher(self) -> Backbone:

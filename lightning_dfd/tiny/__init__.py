@@ -12,14 +12,34 @@ from pathlib import Path
 
 import torch
 
-from lightning_dfd.tiny import cogvideox, hunyuan, ltx, mochi, wan
-from lightning_dfd.tiny.parts import SIZE, STEPS, TEXT_LENGTH, Tiny
+from lightning_dfd.tiny import (
+    allegro,
+    cogvideox,
+    cosmos,
+    hunyuan,
+    hunyuan15,
+    kandinsky,
+    latte,
+    ltx,
+    mochi,
+    sana_video,
+    skyreels,
+    wan,
+)
+from lightning_dfd.tiny.parts import TEXT_LENGTH, Tiny, Trial
 
 TINY: dict[str, Tiny] = {
+    **allegro.TINY,
     **cogvideox.TINY,
+    **cosmos.TINY,
     **hunyuan.TINY,
+    **hunyuan15.TINY,
+    **kandinsky.TINY,
+    **latte.TINY,
     **ltx.TINY,
     **mochi.TINY,
+    **sana_video.TINY,
+    **skyreels.TINY,
     **wan.TINY,
 }
 
@@ -33,11 +53,12 @@ def save_tiny(name: str, folder: str | Path, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipe = TINY[name].build()
-        for parameter in pipe.transformer.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.02)
+        for network in (pipe.transformer, getattr(pipe, "transformer_2", None)):
+            for parameter in () if network is None else network.parameters():
+                if not parameter.any():
+                    torch.nn.init.normal_(parameter, std=0.02)
     pipe.save_pretrained(folder)
     return Path(folder)
 
 
-__all__ = ["SIZE", "STEPS", "TEXT_LENGTH", "TINY", "Tiny", "save_tiny"]
+__all__ = ["TEXT_LENGTH", "TINY", "Tiny", "Trial", "save_tiny"]

@@ -14,7 +14,7 @@ from diffusers import (
 )
 from transformers import T5Config, T5EncoderModel
 
-from lightning_dfd.tiny.parts import Tiny, text_encoder, text_tokenizer
+from lightning_dfd.tiny.parts import EVEN, Tiny, text_encoder, text_tokenizer
 
 
 def cogvideox_scheduler(snr_shift: float) -> CogVideoXDDIMScheduler:
@@ -69,7 +69,6 @@ def cogvideox(rotary: bool = False, image: bool = False) -> DiffusionPipeline:
     )
 
 
-EVEN = (0.999, 0.749, 0.499, 0.249)
 TINY = {
     "cogvideox": Tiny(cogvideox, steps=EVEN),
     "cogvideox_5b": Tiny(lambda: cogvideox(rotary=True), steps=EVEN),

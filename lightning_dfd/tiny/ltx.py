@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKLLTXVideo,
-    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
-    LTXImageToVideoPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
 )
@@ -19,7 +17,7 @@ from lightning_dfd.tiny.parts import Tiny, text_encoder, text_tokenizer
 from lightning_dfd.types import VideoSize
 
 
-def ltx(pipeline: Any = LTXPipeline) -> DiffusionPipeline:
+def ltx() -> LTXPipeline:
     """LTX-Video with the published compression of 8 and 32, and its scheduler, which shifts by the number of tokens."""
     tokenizer = text_tokenizer()
     vae: Any = AutoencoderKLLTXVideo(
@@ -31,7 +29,7 @@ def ltx(pipeline: Any = LTXPipeline) -> DiffusionPipeline:
     )
     vae.latents_mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
     vae.latents_std.copy_(torch.tensor([1.5, 0.8, 1.0, 2.0]))
-    return pipeline(
+    return LTXPipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder(T5Config, T5EncoderModel, len(tokenizer)),
         vae=vae,
@@ -56,6 +54,8 @@ def ltx(pipeline: Any = LTXPipeline) -> DiffusionPipeline:
 
 
 TINY = {
-    "ltx": Tiny(ltx, VideoSize(9, 64, 96)),
-    "ltx_i2v": Tiny(lambda: ltx(LTXImageToVideoPipeline), VideoSize(9, 64, 96), kinds=("ode",)),
+    "ltx": Tiny(ltx, size=VideoSize(9, 64, 96)),
+    "ltx_i2v": Tiny(  # one folder is both, as on the hub
+        ltx, backbone="lightning_dfd.backbones.ltx.LTXImageBackbone", size=VideoSize(9, 64, 96), kinds=("ode",)
+    ),
 }

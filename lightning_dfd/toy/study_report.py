@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 from collections.abc import Sequence
@@ -34,6 +35,21 @@ GROUPS = {
     "rollout": "Going on from `dmd2 rollout`, inputs `rollout`",
     "2 steps": "Going on from `dmd2 data 2 steps`",
 }
+CONTROLS = {  # arms without the group's own control: what each is to be better than
+    "the teacher in 4 unguided steps": "teacher s=2",
+    "dmd2 data": "teacher s=2",
+    "dmd2 rollout": "teacher s=2",
+    "dmd2 data 2 steps": "teacher s=2",
+    "dmd2+gan rollout": "dmd2 rollout",
+    "dp-dmd rollout": "dmd2 rollout",
+    "forcing from the teacher": "dmd2 data",
+}
+NO_DATA = {  # arms with an unguided branch, and the same without data
+    "p=.5 unguided": "no data unguided",
+    "p=.5 unguided nearest": "no data unguided",
+    "p=.5 unguided high t": "no data unguided high t",
+    "p=.5 unguided high t nearest": "no data unguided high t",
+}
 BASES = {"data": "dmd2 data", "rollout": "dmd2 rollout", "2 steps": "dmd2 data 2 steps"}
 
 
@@ -49,9 +65,12 @@ class Results:
 
     def of(self, measure: str, iterations: int | None = None) -> NDArray[np.float64]:
         """One value a seed, at the end or after so many iterations."""
-        return np.array(
-            [found[measure] for found in self.measured[self.iterations if iterations is None else iterations]]
-        )
+        looks = self.measured[self.iterations if iterations is None else iterations]
+        return np.array([found[measure] for found in looks])
+
+    def found(self, iterations: int | None = None) -> set[str]:
+        """The names of what was measured then."""
+        return set(self.measured[self.iterations if iterations is None else iterations][0])
 
 
 def read_results(folder: Path, order: Sequence[str]) -> dict[str, Results]:
@@ -86,13 +105,26 @@ def group_table(arms: Sequence[Results]) -> str:
     return table([(arm.name, [cell(arm.of(name)) for name in COLUMNS.values()]) for arm in arms], list(COLUMNS))
 
 
-def difference_table(arms: Sequence[Results], reference: Results) -> str:
-    """Each arm less `reference`, seed by seed, so that what the seeds share falls out."""
+def counts(differences: NDArray[np.float64]) -> bool:
+    """The protocol's rule: of at least three seeds all have one sign, and the mean is larger than the deviation."""
+    one_sign = bool((differences > 0).all() or (differences < 0).all())
+    return len(differences) >= 3 and one_sign and abs(differences.mean()) > differences.std(ddof=1)
+
+
+def difference_table(pairs: Sequence[tuple[Results, Results]], iterations: int | None = None) -> str:
+    """The first of each pair less the second, seed by seed, so that what the seeds share falls out; bold where it
+    `counts`. At the end, or after so many iterations, for which not all is measured."""
+    known = {
+        heading: name for heading, name in COLUMNS.items() if all(name in a.found(iterations) for a, _ in pairs[:1])
+    }
     rows = []
-    for arm in arms:
-        if arm.name != reference.name and arm.seeds == reference.seeds:
-            rows.append((arm.name, [cell(arm.of(name) - reference.of(name)) for name in COLUMNS.values()]))
-    return table(rows, list(COLUMNS))
+    for arm, reference in pairs:
+        if arm.name == reference.name or arm.seeds != reference.seeds:
+            continue
+        differences = [arm.of(name, iterations) - reference.of(name, iterations) for name in known.values()]
+        cells = [f"**{cell(values)}**" if counts(values) else cell(values) for values in differences]
+        rows.append((f"{arm.name}, less {reference.name}", cells))
+    return table(rows, list(known))
 
 
 def shares_table(arms: Sequence[Results]) -> str:
@@ -118,16 +150,17 @@ def scatter(arms: Sequence[Results], path: Path, title: str) -> None:
 def over_iterations(arms: Sequence[Results], base: Results, path: Path) -> None:
     """What going on does over time, from the base on."""
     names = ("world_readings_fd", "diversity", "modes_gap", "saturation")
-    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.6))
-    for arm in arms:
+    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 4.2))
+    colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    for arm, colour in zip(arms, itertools.cycle(colours), strict=False):
         looks = sorted(arm.measured)
         for axis, name in zip(axes, names, strict=True):
             means = [base.of(name).mean(), *(arm.of(name, look).mean() for look in looks)]
-            axis.plot([0, *looks], means, marker="o", markersize=3, label=arm.name)
+            axis.plot([0, *looks], means, marker="o", markersize=3, color=colour, label=arm.name)
             axis.set_title(name)
             axis.set_xlabel("iterations after DMD2")
-    axes[0].legend(fontsize=6)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=6, fontsize=8)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -157,11 +190,26 @@ def write_report(folder: Path, order: Sequence[str]) -> None:
         if not arms:
             continue
         parts += [f"### {title}", group_table(arms)]
+        own = [(arm, results[CONTROLS[arm.name]]) for arm in arms if CONTROLS.get(arm.name) in results]
+        if own:
+            parts += ["Less its control, seed by seed; bold is what counts:", difference_table(own)]
         base = results.get(BASES.get(group, ""))
         reference = next((arm for arm in arms if arm.name.startswith("continued")), None)
         if base is None or reference is None:
             continue
-        parts += ["Less `continued`, seed by seed:", difference_table(arms, reference)]
+        pairs = [(arm, reference) for arm in arms if arm is not reference]
+        parts += ["Less `continued`, seed by seed; bold is what counts:", difference_table(pairs)]
+        parts += [
+            f"The same after {look} iterations:\n\n" + difference_table(pairs, look)
+            for look in sorted(reference.measured)[:-1]
+        ]
+        without = [
+            (results[f"{name} ({group})"], results[f"{control} ({group})"])
+            for name, control in NO_DATA.items()
+            if f"{name} ({group})" in results and f"{control} ({group})" in results
+        ]
+        parts += ["An unguided branch with data, less the same without:", difference_table(without)]
+        parts += ["Going on, less its start:", difference_table([(arm, base) for arm in arms])]
         slug = group.replace(" ", "_")
         over_iterations(arms, base, folder / f"iterations_{slug}.png")
         scatter([base, *arms], folder / f"modes_{slug}.png", title)

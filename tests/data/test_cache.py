@@ -92,7 +92,7 @@ def test_written_then_read(tmp_path, folder):
         for name, value in backbone.encode_prompts([clip.caption]).tensors.items():
             assert torch.equal(sample.cond[name], value)
             assert sample.cond[name].dtype == value.dtype
-    assert torch.equal(cache.conditioning("ugly")["embeds"], backbone.encode_prompts(["ugly"])["embeds"])
+    assert torch.equal(cache.negative_conditioning("ugly")["embeds"], backbone.encode_prompts(["ugly"])["embeds"])
     batch = collate([cache.load(1), cache.load(3)])
     assert batch.latents.shape == (2, 3, 1, 2, 3)
     assert batch.cond["mask"].shape == (2, 6)
@@ -101,6 +101,22 @@ def test_written_then_read(tmp_path, folder):
     names = {path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()}
     assert not [name for name in names if name.startswith(".")]
     assert len(list((tmp_path / "cache" / "prompts").iterdir())) == 5
+
+
+def test_a_negative_prompt_is_not_the_caption_of_the_same_words(tmp_path, folder):
+    """Some pipelines put an instruction before a prompt, and none before a negative one."""
+
+    class Instructed(MeanBackbone):
+        def encode_negative(self, prompts):
+            return MeanBackbone.encode_prompts(self, [f"-{prompt}" for prompt in prompts])
+
+    backbone = Instructed()
+    write_cache(backbone, list_clips(folder).clips, tmp_path / "cache", SIZE, None, ["cat"], progress=False)
+    cache = LatentCache.open(tmp_path / "cache")
+    assert torch.equal(cache.conditioning("cat")["embeds"], backbone.encode_prompts(["cat"])["embeds"])
+    assert torch.equal(cache.negative_conditioning("cat")["embeds"], backbone.encode_prompts(["-cat"])["embeds"])
+    with pytest.raises(ValueError, match="does not hold the embedding of the negative prompt 'dog'"):
+        cache.negative_conditioning("dog")
 
 
 def test_half_precision_is_stored_as_such(tmp_path, folder):
@@ -286,8 +302,8 @@ def test_reading_takes_no_memory_that_stays(tmp_path, folder):
 def test_captions_are_all_embedded(tmp_path, folder):
     clips = [replace(clip, others=("a beast", f"beast {i}")) for i, clip in enumerate(list_clips(folder).clips)]
     backbone = MeanBackbone()
-    write_cache(backbone, clips, tmp_path / "cache", SIZE, None, progress=False)
-    assert sorted(backbone.prompts) == ["", "a beast", *(f"beast {i}" for i in range(4)), "cat", "dog", "emu"]
+    write_cache(backbone, clips, tmp_path / "cache", SIZE, None, ["ugly"], progress=False, more_captions=[""])
+    assert sorted(backbone.prompts) == ["", "a beast", *(f"beast {i}" for i in range(4)), "cat", "dog", "emu", "ugly"]
     cache = LatentCache.open(tmp_path / "cache")
     assert cache.captions(1) == ("dog", "a beast", "beast 1")
     assert cache.load(1, "beast 1").prompt == "beast 1"

@@ -177,7 +177,9 @@ def captioned(folder):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_captions_are_drawn_by_seed_and_place(tmp_path, folder, workers):
     captioned(folder)
-    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None, progress=False)
+    write_cache(
+        MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None, progress=False, more_captions=[""]
+    )
     options = {**SHAPE, "batch_size": 5, "caption_dropout": 0.25, "num_workers": workers}
     pixels, latents = VideoDataModule(str(folder), **options), VideoDataModule(cache=str(tmp_path / "cache"), **options)
     seen = []

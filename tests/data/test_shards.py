@@ -85,7 +85,8 @@ def test_captions_and_keys_as_webdataset_has_them(tmp_path, clips):
     entry = {"text": ["long", "longer"], "short_text": "s"}
     shard(tmp_path / "root/a/s.tar", [
         ("x/1.mp4", clips[0]), ("x/1.json", json.dumps(entry).encode()), ("x/1.txt", b"not this"),
-        ("y/1.mp4", clips[1]), ("y/1.txt", "\ufeffcaf\u00e9".encode()), ("y/1.jpg", b"..."), ("y/1.left.webm", clips[1]),
+        ("y/1.mp4", clips[1]), ("y/1.txt", "\ufeffcaf\u00e9".encode()), ("y/1.jpg", b"..."),
+        ("y/1.left.webm", clips[1]),
         ("2.mp4", clips[2]), ("3.MP4", clips[3]), ("3.txt", b"caf\xe9"), ("4.mp4", clips[4]), ("4.json", b"[1]"),
         ("5.mp4", clips[5]), ("5.txt", b" "),
     ])  # fmt: skip

@@ -1,0 +1,22 @@
+"""Networks without weights: built from a config on torch's meta device, in the precision in which they are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import diffusers
+import torch
+from torch import nn
+
+
+def blank_network(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """A diffusers network as `from_pretrained` loads it: some layers stay float32."""
+    network_class = getattr(diffusers, config["_class_name"])
+    with torch.device("meta"):
+        network: nn.Module = network_class.from_config(dict(config))
+    kept = set(network_class._keep_in_fp32_modules or ())
+    for name, tensor in network.state_dict(keep_vars=True).items():  # buffers that are not stored stay as they are
+        if tensor.is_floating_point() and not kept & set(name.split(".")):
+            tensor.data = tensor.data.to(dtype)
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,75 @@
+"""Two networks that share the noise levels between them, as Wan 2.2's do, seen as one.
+
+Axis legend: B batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from lightning_dfd.backbones.base import Backbone, read_config
+from lightning_dfd.backbones.blank import blank_network
+
+
+class StagedNetwork(nn.Module):
+    """`transformer` for timesteps from `boundary` on, `transformer_2` below; called like either, clip by clip.
+
+    Rows of a batch on both sides of the boundary are two calls. Which they are has to be known on the host: a wait
+    for the device in every call.
+    """
+
+    def __init__(self, transformer: nn.Module, transformer_2: nn.Module, boundary: float) -> None:
+        super().__init__()
+        self.transformer, self.transformer_2, self.boundary = transformer, transformer_2, boundary
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.dtype  # type: ignore[return-value]
+
+    @property
+    def config(self) -> Any:
+        return self.transformer.config
+
+    def enable_gradient_checkpointing(self, *arguments: Any) -> None:
+        for network in (self.transformer, self.transformer_2):
+            network.enable_gradient_checkpointing(*arguments)  # type: ignore[operator]
+
+    def disable_gradient_checkpointing(self) -> None:
+        for network in (self.transformer, self.transformer_2):
+            network.disable_gradient_checkpointing()  # type: ignore[operator]
+
+    def forward(self, timestep: Tensor, **arguments: Any) -> tuple[Tensor]:
+        """`timestep` is [B]; of `arguments` the tensors are [B, ...]."""
+        early = (timestep >= self.boundary).tolist()
+        if len(set(early)) == 1:
+            network = self.transformer if early[0] else self.transformer_2
+            return (network(timestep=timestep, **arguments)[0],)
+        outputs: list[Tensor] = []
+        for network, stage in ((self.transformer, True), (self.transformer_2, False)):
+            rows = [row for row, one in enumerate(early) if one == stage]
+            own = {name: value[rows] if isinstance(value, Tensor) else value for name, value in arguments.items()}
+            outputs.append(network(timestep=timestep[rows], **own)[0])
+        order = torch.tensor(early).argsort(descending=True, stable=True).argsort()
+        return (torch.cat(outputs)[order.to(timestep.device)],)
+
+
+class Staged(Backbone):
+    """For pipelines with a `boundary_ratio`."""
+
+    networks = ("transformer", "transformer_2")
+
+    def load_transformer(self) -> nn.Module:
+        pipe = self.load_networks()
+        return self._stages(pipe.transformer, pipe.transformer_2)
+
+    def blank_transformer(self) -> nn.Module:
+        second = read_config(AutoencoderKL, self.source, "transformer_2")
+        return self._stages(super().blank_transformer(), blank_network(second, self.dtype))
+
+    def _stages(self, transformer: nn.Module, transformer_2: nn.Module) -> nn.Module:
+        boundary = self.pipeline_config["boundary_ratio"] * self.schedule.num_train_timesteps
+        return StagedNetwork(transformer, transformer_2, boundary).eval().requires_grad_(False)
