@@ -86,8 +86,10 @@ def data_fingerprint(paths: Iterable[str | Path | Part]) -> str:
 
 
 def _line(source: Path | Part) -> str:
-    part = isinstance(source, Part)
-    path, begin, size = (source.path, source.offset, source.size) if part else (source, 0, source.stat().st_size)
+    if isinstance(source, Part):
+        path, begin, size = source.path, source.offset, source.size
+    else:
+        path, begin, size = source, 0, source.stat().st_size
     with path.open("rb") as file:
         file.seek(begin)
         ends = hashlib.sha256(file.read(min(ENDS, size)))
