@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,76 @@ PATHS: dict[str, Maker] = {
     "list linked out": linked_list,
     "name not UTF-8": name_not_utf8,
     "name with a line break": name_with_newline,
+}
+
+
+def _shard(
+    usable: bool | None,
+    change: Callable[[bytearray, np.random.Generator], None] = lambda content, rng: None,
+    suffix: str = ".tar",
+    **member: Any,
+) -> Maker:
+    """A tar shard of one captioned video, its only member's header or its bytes changed."""
+
+    def make(root: Path, rng: np.random.Generator) -> Expected:
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w") as tar:
+            video = (root / "bad.mp4").read_bytes()
+            parts = {"x.txt": member.get("text", CAPTION.encode()), "x.mp4": member.get("video", video)}
+            for name, value in parts.items():
+                info = tarfile.TarInfo(member.get("folder", "") + name)
+                info.size = len(value)
+                if "kind" in member and name == "x.mp4":
+                    info.type, info.linkname, info.size = member["kind"], "/etc/passwd", 0
+                tar.addfile(info, io.BytesIO(value))
+        shard = bytearray(content.getvalue())
+        change(shard, rng)
+        (root / f"s{suffix}").write_bytes(shard)
+        return Expected(f"s{suffix}", usable, caption=CAPTION if usable else None)
+
+    return make
+
+
+def _cut_shard(content: bytearray, rng: np.random.Generator) -> None:
+    del content[int(rng.integers(600, 2000)) :]
+
+
+def _no_end(content: bytearray, rng: np.random.Generator) -> None:
+    while not any(content[-512:]):
+        del content[-512:]
+
+
+def _noise_in_header(content: bytearray, rng: np.random.Generator) -> None:
+    at = content.find(b"x.mp4")
+    content[at : at + 512] = rng.bytes(512)
+
+
+def _huge_member(content: bytearray, rng: np.random.Generator) -> None:
+    """A header that is right in itself, of a member of gigabytes."""
+    at = content.find(b"x.mp4")
+    info = tarfile.TarInfo("x.mp4")
+    info.size = int(rng.integers(1 << 30, 1 << 34))
+    content[at : at + 512] = info.tobuf()[:512]
+
+
+SHARDS: dict[str, Maker] = {
+    "whole": _shard(True),
+    "cut off": _shard(False, _cut_shard),
+    "noise in a header": _shard(False, _noise_in_header),
+    "member larger than the shard": _shard(False, _huge_member),
+    "end mark missing": _shard(True, _no_end),
+    "empty": _shard(False, lambda content, rng: content.clear()),
+    "noise": _shard(False, lambda content, rng: content.__setitem__(slice(None), rng.bytes(5000))),
+    "compressed": _shard(False, suffix=".tar.gz"),
+    "member leads out": _shard(False, folder="../"),
+    "member absolute": _shard(False, folder="/tmp/"),
+    "member a link": _shard(False, kind=tarfile.SYMTYPE),
+    "member a hard link": _shard(False, kind=tarfile.LNKTYPE),
+    "member a device": _shard(False, kind=tarfile.CHRTYPE),
+    "member no video": _shard(False, video=b"no video"),
+    "member empty": _shard(False, video=b""),
+    "caption empty": _shard(False, text=b""),
+    "caption not UTF-8": _shard(False, text=b"caf\xe9"),
 }
 
 

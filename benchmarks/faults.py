@@ -260,6 +260,7 @@ def all_faults(root: Path) -> list[Fault]:
     faults += [folders.fault("caption", name, make, False) for name, make in bad_folders.CAPTIONS.items()]
     faults += [folders.fault("list", name, make, False) for name, make in bad_folders.LISTS.items()]
     faults += [folders.fault("path", name, make, False) for name, make in bad_folders.PATHS.items()]
+    faults += [folders.fault("shard", name, make, False) for name, make in bad_folders.SHARDS.items()]
     faults += [cache_fault(name, change, place) for name, change in bad_caches.CHANGES.items()]
     return faults + [run_fault(name, trial, place) for name, trial in bad_runs.TRIALS.items()]
 

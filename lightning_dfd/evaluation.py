@@ -198,7 +198,7 @@ def decode(one: Source, reading: Reading, problems: list[Problem]) -> Iterator[V
     count = 0
     for clip in tqdm(one.clips, desc=f"reading {one.name}", unit="video"):
         try:
-            pixels = read_video(clip.path, reading.size, reading.fps)
+            pixels = read_video(clip.source, reading.size, reading.fps)
         except VideoError as error:
             problems.append(Problem.of(clip, error))
             continue

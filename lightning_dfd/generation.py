@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_dfd.backbones import Backbone
+from lightning_dfd.data import Part as VideoPart
 from lightning_dfd.data import VideoDataModule, read_video
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.types import Conditioning, Role, VideoSize
@@ -79,7 +80,7 @@ def condition(
 
 def _image_of(backbone: Backbone, request: Request, size: VideoSize, data: VideoDataModule | None) -> Conditioning:
     """The conditioning, batch 1, of the image with which a request's video begins."""
-    path = request.image
+    path: Path | VideoPart | None = request.image
     if path is None:
         clip = None if data is None else data.clip_of(request.prompt)
         if data is None or clip is None:
@@ -89,7 +90,7 @@ def _image_of(backbone: Backbone, request: Request, size: VideoSize, data: Video
             )
         if data.latent_cache is not None:
             return data.latent_cache.image_conditioning(clip.name).to(backbone.device)
-        path = clip.path
+        path = clip.source
     frame = read_video(path, replace(size, frames=1), None).float() / 127.5 - 1.0
     return backbone.encode_images(frame[:, 0][None].to(backbone.device), size.frames)
 

@@ -467,7 +467,8 @@ class DistillationModule(LightningModule):
     def setup(self, stage: str) -> None:
         guard(self.loggers)  # type: ignore[arg-type]
         if self.datamodule is not None:
-            self.backbone.check_size(self.datamodule.size)
+            for size in (self.datamodule.size, *self.datamodule.sizes):
+                self.backbone.check_size(size)
             self.datamodule.require_teacher(self.backbone.identity())
         if stage == "fit":
             self._recipe = recipe_facts(self)
@@ -482,6 +483,12 @@ class DistillationModule(LightningModule):
                 raise ValueError(
                     f"model.data_forcing.nearest_of is {settings.nearest_of}, but clips of one caption begin with "
                     "different images, and this teacher's videos begin with a given one; set it to 1"
+                )
+            several = self.datamodule is not None and len(self.datamodule.sizes) > 1
+            if several and (self.backbone.takes_image or (settings.probability > 0 and settings.nearest_of > 1)):
+                raise ValueError(
+                    "data.buckets trains neither image-to-video teachers nor model.data_forcing.nearest_of above 1; "
+                    "set data.buckets: null"
                 )
             try:
                 self.backbone.few_step_scheduler(self.sampling.steps, self.sampling.kind)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_dfd.checkpoints import OURS, CheckpointFiles, read_checkpoint
-from lightning_dfd.data import VideoDataModule, list_clips, write_cache, write_video
+from lightning_dfd.data import Process, VideoDataModule, list_clips, write_cache, write_video
 from lightning_dfd.export import ExportFormat, ExportReport, export_student
 from lightning_dfd.generation import TEACHER_STEPS, Request, condition, generate_latents, requests_for
 from lightning_dfd.module import DistillationModule
@@ -116,28 +117,43 @@ class DistillationTrainer(Trainer):
         print((as_json if json else as_text)(setup, found, limit, advice))
 
     def cache(self, model: DistillationModule, datamodule: VideoDataModule, encode_batch_size: int = 1) -> None:
-        """Encode a folder of videos once: data.folder -> data.cache.
+        """Encode a folder of videos once: data.folder -> data.cache. Several devices share the clips.
 
         Args:
             encode_batch_size: clips encoded together.
         """
+        launcher = self.strategy.launcher
+        run = self._cache if launcher is None else partial(launcher.launch, self._cache, trainer=self)
+        run(model, datamodule, encode_batch_size)
+
+    def _cache(self, model: DistillationModule, datamodule: VideoDataModule, encode_batch_size: int) -> None:
+        """On every process."""
+        self.strategy.setup_environment()
         if datamodule.folder is None or datamodule.cache is None:
             raise ValueError("cache needs data.folder (videos to read) and data.cache (the folder to write)")
-        model.backbone.check_size(datamodule.size)
         model.backbone.to(self.strategy.root_device)
         listing = list_clips(datamodule.folder)
         report = write_cache(
             model.backbone,
             listing.clips,
             datamodule.cache,
-            datamodule.size,
+            datamodule.sizes,
             datamodule.fps,
             negative_prompts=[model.dmd.negative_prompt],
             batch_size=encode_batch_size,
+            more_captions=[""] if datamodule.caption_dropout else [],
+            process=Process(self.global_rank, self.world_size, self._gather),
         )
         rank_zero_info(f"{datamodule.cache}: {report.written} clips written, {report.kept} were there")
         for problem in (*listing.problems, *report.problems):
             rank_zero_info(f"left out {problem}")
+
+    def _gather(self, value: Any) -> list[Any]:
+        """What every process gave, by rank."""
+        found: list[Any] = [value] * self.world_size
+        if self.world_size > 1:
+            torch.distributed.all_gather_object(found, value)
+        return found
 
     def sample(
         self,

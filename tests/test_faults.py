@@ -21,7 +21,7 @@ from lightning_dfd.optimizers import MAX_SKIPPED, BadGradients
 FEW = (
     "video: (empty|playlist|named pipe|unknown codec|cut off$|noise in pixels|turned|mirrored|alpha|ten|variable|odd)"
     "|caption: (very long|Latin|a link)|list: (nested|csv (too many|with))"
-    "|path: (parent$|link out$|a device|endless path)"
+    "|path: (parent$|link out$|a device|endless path)|shard: (whole|cut|member (larger|a link|leads))"
     "|cache: (latents: (cut|bit flipped in the n|not a|another)|prompt: gone|index (nested|fps))"
     "|run: (disk full, (cache|log)|some|all|latents|logger|hub)"
 )
@@ -30,14 +30,14 @@ FEW = (
 def test_a_few_of_every_kind_are_named_or_survived(tmp_path: Path) -> None:
     results = faults.run_all(tmp_path, seeds=1, only=FEW, progress=False)
     assert [result for result in results if result.kind == "lost"] == []
-    assert {result.group for result in results} == {"video", "caption", "list", "path", "cache", "run"}
+    assert {result.group for result in results} == {"video", "caption", "list", "path", "shard", "cache", "run"}
     assert len(results) > 35
     assert f"| all | {len(results)} |" in faults.table(results)
 
 
 def test_there_are_two_hundred() -> None:
     """At the default of four variants."""
-    makers = bad_videos.MAKERS, bad_folders.CAPTIONS, bad_folders.LISTS, bad_folders.PATHS
+    makers = bad_videos.MAKERS, bad_folders.CAPTIONS, bad_folders.LISTS, bad_folders.PATHS, bad_folders.SHARDS
     kinds = sum(len(kinds) for kinds in (*makers, bad_caches.CHANGES, bad_runs.TRIALS))
     assert 4 * kinds >= 200
 

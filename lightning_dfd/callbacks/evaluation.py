@@ -136,7 +136,7 @@ class VideoEvaluation(Callback):
 
     def _protocol(self, data: VideoDataModule) -> dict[str, str]:
         return {
-            "data": data_fingerprint(clip.path for clip in data.real_clips(self.real_clips)),
+            "data": data_fingerprint(clip.source for clip in data.real_clips(self.real_clips)),
             "size": str(data.size),
             "fps": str(data.fps),
             "min_videos": str(self.min_videos),

@@ -1,17 +1,8 @@
-from lightning_dfd.data.cache import CacheError, CacheReport, LatentCache, write_cache
+from lightning_dfd.data.cache import CacheError, CacheReport, LatentCache, Process, write_cache
 from lightning_dfd.data.datamodule import VideoDataModule
-from lightning_dfd.data.dataset import (
-    Clip,
-    Listing,
-    OrderedSamples,
-    Problem,
-    Sample,
-    SeededStream,
-    collate,
-    first_problems,
-    list_clips,
-)
-from lightning_dfd.data.files import SampleError
+from lightning_dfd.data.dataset import OrderedSamples, Sample, SeededStream, collate
+from lightning_dfd.data.files import Part, SampleError
+from lightning_dfd.data.listing import Clip, Listing, Problem, first_problems, list_clips
 from lightning_dfd.data.video import VideoError, check_video, read_video, write_video
 
 __all__ = [
@@ -21,7 +12,9 @@ __all__ = [
     "LatentCache",
     "Listing",
     "OrderedSamples",
+    "Part",
     "Problem",
+    "Process",
     "Sample",
     "SampleError",
     "SeededStream",

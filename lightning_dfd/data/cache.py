@@ -17,8 +17,8 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,15 +28,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_dfd.backbones.base import Backbone
-from lightning_dfd.data.dataset import Clip, Problem, Sample, first_problems
+from lightning_dfd.data.dataset import Sample
 from lightning_dfd.data.files import SampleError, replacing
-from lightning_dfd.data.video import VideoError, check_video, read_video
+from lightning_dfd.data.listing import Clip, Problem, first_problems
+from lightning_dfd.data.video import VideoError, best_size, read_video
 from lightning_dfd.types import Conditioning, VideoSize
 
 FORMAT = 2
 INDEX = "cache.json"
 LATENTS = "latents"
-CHECKSUM = "crc32"
+CHECKSUM, BUCKET = "crc32", "bucket"  # in a file's metadata, besides what it was made from
 MAKE_IT = "make it with: lightning cache -c RECIPE"
 MAKE_AGAIN = "make it again with: lightning cache -c RECIPE"
 DELETE_IT = "delete the file and " + MAKE_AGAIN
@@ -49,10 +50,11 @@ class CacheError(SampleError):
 
 @dataclass(frozen=True)
 class CacheSource:
-    """What decides the content of a cache: the teacher's `Backbone.identity()`, the size and the frame rate."""
+    """What decides the content of a cache: the teacher's `Backbone.identity()`, the frame rate, and the size or sizes
+    among which each clip gets the one that suits it best."""
 
     identity: Mapping[str, str]
-    size: VideoSize
+    sizes: tuple[VideoSize, ...]
     fps: float | None
 
     @property
@@ -62,9 +64,10 @@ class CacheSource:
 
     def settings(self) -> dict[str, Any]:
         """Everything by name, as a recipe's reader knows it."""
+        several = {"buckets": ", ".join(str(size) for size in self.sizes)}
         return {
             **{f"teacher's {key}": value for key, value in self.identity.items()},
-            **asdict(self.size),
+            **(asdict(self.sizes[0]) if len(self.sizes) == 1 else several),
             "fps": None if self.fps is None else float(self.fps),
         }
 
@@ -82,12 +85,30 @@ class CacheSource:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One clip of a cache; `latents` and `prompt` are the ids of its files, 16 hex digits."""
+    """One clip of a cache; `latents` and `prompt` are the ids of its files, 16 hex digits. `others` are its further
+    captions, `bucket` is the number of its size among the cache's."""
 
     name: str
     caption: str
     latents: str
     prompt: str
+    others: tuple[str, ...] = ()
+    bucket: int = 0
+
+
+@dataclass(frozen=True)
+class Process:
+    """One of `count` processes that write a cache together.
+
+    `gather` is called once by all of them and gives each the list of what all gave it, in the order of ranks.
+    """
+
+    rank: int
+    count: int
+    gather: Callable[[Any], list[Any]]
+
+
+ALONE = Process(0, 1, lambda value: [value])
 
 
 Encode = Callable[[Sequence[str]], Conditioning]
@@ -109,53 +130,85 @@ def write_cache(
     backbone: Backbone,
     clips: Sequence[Clip],
     folder: str | Path,
-    size: VideoSize,
+    size: VideoSize | Sequence[VideoSize],
     fps: float | None,
     negative_prompts: Sequence[str] = ("",),
     progress: bool = True,
     batch_size: int = 1,
+    more_captions: Sequence[str] = (),
+    process: Process = ALONE,
 ) -> CacheReport:
     """Encode clips and captions into `folder`. A second run encodes only what is missing or has changed.
+
+    Several processes may do it together: each takes its share, and the first writes the index when all are done.
 
     Args:
         backbone: the teacher; it encodes on the device it was moved to.
         clips: from `list_clips`.
         folder: where the cache lies or will lie.
-        size: frames and pixels of every clip.
+        size: frames and pixels of every clip, or several among which each gets what suits it best.
         fps: frames per second, None for frames as stored.
         negative_prompts: embedded besides the captions, for guidance.
         progress: show a progress bar.
         batch_size: videos that the VAE encodes at once.
+        more_captions: embedded besides those of the clips; the empty one, for caption dropout.
+        process: which share is this process's, and how the processes meet.
 
     Raises:
         ValueError: the folder holds the cache of another teacher, size or frame rate; the size does not fit the
             teacher; no clip could be read.
     """
     folder = Path(folder)
-    backbone.check_size(size)
-    source = CacheSource(backbone.identity(), size, fps)
+    sizes = (size,) if isinstance(size, VideoSize) else tuple(size)
+    for one in sizes:
+        backbone.check_size(one)
+    source = CacheSource(backbone.identity(), sizes, fps)
     if (folder / INDEX).exists():
         LatentCache.open(folder).source.refuse(folder, source, ELSEWHERE)
+    own = clips[process.rank :: process.count]
+    progress = progress and process.rank == 0
     left_out: dict[str, Problem] = {}
-    todo = [clip for clip in clips if not _is_current(folder, clip, source)]
-    kept = len(clips) - len(todo)
-    with tqdm(total=len(clips), initial=kept, desc="latents", disable=not progress) as bar:
-        for start in range(0, len(todo), batch_size):
-            group = todo[start : start + batch_size]
-            _encode_group(backbone, group, folder, source, left_out)
+    todo = [clip for clip in own if not _is_current(folder, clip, source)]
+    kept = len(own) - len(todo)
+    with tqdm(total=len(own), initial=kept, desc="latents", disable=not progress) as bar:
+        for group, group_size in _groups(todo, source, batch_size, left_out):
+            _encode_group(backbone, group, group_size, folder, source, left_out)
             bar.update(len(group))
-    done = [clip for clip in clips if clip.name not in left_out]
-    problems = tuple(left_out.values())
-    if not done:
-        raise ValueError(f"nothing to cache: none of {len(clips)} clips could be read{first_problems(problems)}")
-    captions = dict.fromkeys(clip.caption for clip in done)
+    written = len(own) - kept - len(left_out)
+    captions = dict.fromkeys([*(text for clip in clips for text in clip.captions), *more_captions])
     texts: list[tuple[Encode, str, str]]
     texts = [(backbone.encode_prompts, caption, _id(caption)) for caption in captions]
     texts += [(backbone.encode_negative, prompt, _negative_id(prompt)) for prompt in dict.fromkeys(negative_prompts)]
-    for encode, text, name in tqdm(texts, desc="prompts", disable=not progress):
+    for encode, text, name in tqdm(texts[process.rank :: process.count], desc="prompts", disable=not progress):
         _write_prompt(encode, text, _prompt_path(folder, name), source)
-    _write_index(folder, source, done, problems)
-    return CacheReport(written=len(done) - kept, kept=kept, problems=problems)
+    # the others' reports; when they are here, their files are too
+    reports = process.gather((written, kept, left_out))
+    left_out = {name: problem for _, _, part in reports for name, problem in part.items()}
+    problems = tuple(left_out[clip.name] for clip in clips if clip.name in left_out)
+    done = [clip for clip in clips if clip.name not in left_out]
+    if not done:
+        raise ValueError(f"nothing to cache: none of {len(clips)} clips could be read{first_problems(problems)}")
+    if process.rank == 0:
+        _write_index(folder, source, done, problems)
+    return CacheReport(sum(report[0] for report in reports), sum(report[1] for report in reports), problems)
+
+
+def _groups(
+    clips: Sequence[Clip], source: CacheSource, batch_size: int, left_out: dict[str, Problem]
+) -> Iterator[tuple[list[Clip], VideoSize]]:
+    """Clips that the VAE can encode at once, with their size; those that have none are added to `left_out`."""
+    waiting: dict[VideoSize, list[Clip]] = {size: [] for size in source.sizes}
+    for clip in clips:
+        try:
+            size = best_size(clip.source, source.sizes, source.fps)
+        except VideoError as error:
+            left_out[clip.name] = Problem.of(clip, error)
+            continue
+        waiting[size].append(clip)
+        if len(waiting[size]) == batch_size:
+            yield waiting[size], size
+            waiting[size] = []
+    yield from ((group, size) for size, group in waiting.items() if group)
 
 
 def _is_current(folder: Path, clip: Clip, source: CacheSource) -> bool:
@@ -164,11 +217,17 @@ def _is_current(folder: Path, clip: Clip, source: CacheSource) -> bool:
         made_from = _made_from(clip, source)
     except VideoError:  # the video is gone: `_encode_group` meets the same error and reports it
         return False
-    return _metadata(_latents_path(folder, _id(clip.name))) == made_from
+    found = _metadata(_latents_path(folder, _id(clip.name))) or {}
+    return {key: value for key, value in found.items() if key != BUCKET} == made_from
 
 
 def _encode_group(
-    backbone: Backbone, group: Sequence[Clip], folder: Path, source: CacheSource, left_out: dict[str, Problem]
+    backbone: Backbone,
+    group: Sequence[Clip],
+    size: VideoSize,
+    folder: Path,
+    source: CacheSource,
+    left_out: dict[str, Problem],
 ) -> None:
     """Encode and write the clips of one batch; those that cannot be decoded are added to `left_out`."""
     videos: list[Tensor] = []
@@ -177,8 +236,7 @@ def _encode_group(
         try:
             # looked at before decoding, so that a file that changes meanwhile is done again next time
             made_from = _made_from(clip, source)
-            check_video(clip.path, source.size, source.fps)
-            videos.append(read_video(clip.path, source.size, source.fps))
+            videos.append(read_video(clip.source, size, source.fps))
         except VideoError as error:
             left_out[clip.name] = Problem.of(clip, error)
         else:
@@ -189,11 +247,12 @@ def _encode_group(
     dtype = backbone.dtype if backbone.dtype in (torch.bfloat16, torch.float16) else torch.float32
     pixels = torch.stack(videos).float() / 127.5 - 1.0
     latents = backbone.encode_videos(pixels).to("cpu", dtype)
-    images = backbone.encode_images(pixels[:, :, 0], source.size.frames).to("cpu", dtype)
+    images = backbone.encode_images(pixels[:, :, 0], size.frames).to("cpu", dtype)
     for row, (name, made_from) in enumerate(stamps):
         own = {LATENTS: latents[row]} | {name: value[row] for name, value in images.tensors.items()}
         if all(bool(torch.isfinite(value).all()) for value in own.values()):
-            _save(own, _latents_path(folder, name), made_from)
+            bucket = {BUCKET: str(source.sizes.index(size))}
+            _save(own, _latents_path(folder, name), made_from | bucket)
         else:
             reason = "the teacher's encoders make numbers of it that are not finite; try model.dtype: float32"
             left_out[made_from["name"]] = Problem(made_from["name"], reason)
@@ -212,13 +271,17 @@ def _write_prompt(encode: Encode, prompt: str, path: Path, source: CacheSource) 
 
 
 def _write_index(folder: Path, source: CacheSource, clips: Sequence[Clip], problems: Sequence[Problem]) -> None:
-    entries = [CacheEntry(clip.name, clip.caption, _id(clip.name), _id(clip.caption)) for clip in clips]
+    entries = []
+    for clip in clips:
+        metadata = _metadata(_latents_path(folder, _id(clip.name))) or {BUCKET: "0"}
+        ids = _id(clip.name), _id(clip.caption)
+        entries.append(CacheEntry(clip.name, clip.caption, *ids, clip.others, int(metadata[BUCKET])))
     index = {
         "format": FORMAT,
         "identity": dict(source.identity),
-        "size": asdict(source.size),
+        "sizes": [asdict(size) for size in source.sizes],
         "fps": source.fps,
-        "folder": clips[0].path.parents[len(PurePosixPath(clips[0].name).parts) - 1].name,
+        "folder": clips[0].root.name,
         "entries": [asdict(entry) for entry in entries],
         "problems": [asdict(problem) for problem in problems],
     }
@@ -227,15 +290,15 @@ def _write_index(folder: Path, source: CacheSource, clips: Sequence[Clip], probl
 
 
 def _made_from(clip: Clip, source: CacheSource) -> dict[str, str]:
-    """What a latents file says of its origin: the video file as it is now, and the source."""
+    """What a latents file says of its origin: the video file, or the shard's member, as it is now, and the source."""
     try:
-        stat = clip.path.stat()
+        stat, part = clip.path.stat(), clip.part
     except OSError as error:
-        raise VideoError(f"{clip.path}: {error.strerror}") from error
+        raise VideoError(f"{clip.source}: {error.strerror}") from error
     return {
         "name": clip.name,
-        "source_size": str(stat.st_size),
-        "source_mtime_ns": str(stat.st_mtime_ns),
+        "source_size": str(part.size if part else stat.st_size),
+        "source_mtime_ns": str(part.mtime * 10**9 if part else stat.st_mtime_ns),
         "source": source.digest,
     }
 
@@ -300,34 +363,42 @@ class LatentCache:
             if index["format"] != FORMAT:
                 raise ValueError(f"format {index['format']!r}, this version reads {FORMAT}")
             fps = None if index["fps"] is None else float(index["fps"])
-            source = CacheSource(dict(index["identity"]), VideoSize(**index["size"]), fps)
-            if not all(isinstance(value, int) for value in index["size"].values()):
-                raise ValueError(f"the size is {index['size']}")
-            return cls(Path(folder), source, tuple(_checked_entries(index["entries"])))
+            if not all(isinstance(value, int) for size in index["sizes"] for value in size.values()):
+                raise ValueError(f"the sizes are {index['sizes']}")
+            sizes = tuple(VideoSize(**size) for size in index["sizes"])
+            source = CacheSource(dict(index["identity"]), sizes, fps)
+            return cls(Path(folder), source, tuple(_checked_entries(index["entries"], len(sizes))))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read ({error}); delete it and {MAKE_AGAIN}") from error
 
-    def require(self, identity: Mapping[str, str], size: VideoSize, fps: float | None) -> None:
-        """Raise ValueError, naming what differs, unless the cache was made for this teacher, size and rate."""
+    def require(self, identity: Mapping[str, str], size: VideoSize | Sequence[VideoSize], fps: float | None) -> None:
+        """Raise ValueError, naming what differs, unless the cache was made for this teacher, these sizes and rate."""
         remedy = f"set data.cache to another folder and {MAKE_IT}"
-        self.source.refuse(self.folder, CacheSource(identity, size, fps), remedy)
+        sizes = (size,) if isinstance(size, VideoSize) else tuple(size)
+        self.source.refuse(self.folder, CacheSource(identity, sizes, fps), remedy)
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """All that a clip has."""
+        return (self.entries[index].caption, *self.entries[index].others)
 
     def latents_path(self, index: int) -> Path:
         """The file of clip number `index`."""
         return _latents_path(self.folder, self.entries[index].latents)
 
-    def load(self, index: int) -> Sample:
-        """Clip number `index`: latents [...] float32 in the network's layout, and its conditioning of batch 1.
+    def load(self, index: int, caption: str | None = None) -> Sample:
+        """Clip number `index`: latents [...] float32 in the network's layout, and its conditioning of batch 1, with
+        another caption than its first if one is given.
 
         Raises:
             CacheError: a file of the cache is missing, damaged, or another's.
         """
         entry = self.entries[index]
         latents, image = self._latents(entry)
-        return Sample(entry.caption, latents=latents, cond=self.conditioning(entry.caption) | image)
+        caption = entry.caption if caption is None else caption
+        return Sample(caption, latents=latents, cond=self.conditioning(caption) | image)
 
     def image_conditioning(self, name: str) -> Conditioning:
         """The conditioning of a clip's first frame, batch 1, from the clip's name; empty for text-to-video.
@@ -370,18 +441,20 @@ class LatentCache:
         return _split(_load(path, f"the latents of {entry.name!r}", made_from))
 
 
-def _checked_entries(entries: Sequence[Mapping[str, Any]]) -> Iterator[CacheEntry]:
+def _checked_entries(entries: Sequence[Mapping[str, Any]], sizes: int) -> Iterator[CacheEntry]:
     """Entries as written; an id that is not 16 hex digits could name a file outside the folder."""
     if not entries:
         raise ValueError("it lists no clips")
     for values in entries:
-        entry = CacheEntry(**values)
-        for field in fields(entry):
-            if not isinstance(getattr(entry, field.name), str):
-                raise ValueError(f"{field.name} of {entry.name!r} is not text")
+        entry = CacheEntry(**{**values, "others": tuple(values["others"])})
+        for text in (entry.name, entry.caption, entry.latents, entry.prompt, *entry.others):
+            if not isinstance(text, str):
+                raise ValueError(f"{text!r}, of {entry.name!r}, is not text")
         for file in (entry.latents, entry.prompt):
             if not re.fullmatch(r"[0-9a-f]{16}", file):
                 raise ValueError(f"{file!r}, a file of {entry.name!r}, is not 16 hex digits")
+        if entry.bucket not in range(sizes):
+            raise ValueError(f"{entry.bucket!r}, the bucket of {entry.name!r}, is not below {sizes}")
         yield entry
 
 

@@ -22,19 +22,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lightning_dfd.data.cache import LatentCache, read_latents
-from lightning_dfd.data.dataset import (
-    Clip,
-    ClipVideos,
-    OrderedSamples,
-    Problem,
-    Sample,
-    SeededStream,
-    collate,
-    first_problems,
-    list_clips,
-)
+from lightning_dfd.data.dataset import ClipVideos, OrderedSamples, Sample, SeededStream, collate
 from lightning_dfd.data.files import SampleError, replacing
-from lightning_dfd.data.video import VideoError, check_video, read_video
+from lightning_dfd.data.listing import Clip, Problem, first_problems, list_clips
+from lightning_dfd.data.video import VideoError, best_size, read_video
+from lightning_dfd.draws import hash_seed
 from lightning_dfd.types import Batch, Conditioning, VideoSize
 
 
@@ -53,15 +45,19 @@ class VideoDataModule(LightningDataModule):
         frames: frames of a clip.
         height: pixels; videos are scaled to cover height x width and cropped at the centre.
         width: pixels.
+        buckets: sizes to train at, as [frames, height, width] each; a clip gets the one that suits its own shape and
+            length best, a batch is of one size. null to train at frames x height x width, which samples always have.
         fps: frames per second at which videos are read; None takes consecutive frames as stored.
         batch_size: clips in a batch of one device.
         num_workers: processes that decode beside the training; 0 decodes in the training process.
         val_share: share of the clips held out for validation and test, between 0 and 1; if above 0, at least
             one. Which ones is decided by their names alone, so adding clips moves none across.
-        seed: of the order of the training clips.
+        caption_dropout: share of the training clips whose caption is replaced by the empty one.
+        seed: of the order of the training clips, of the draws among several captions, and of the dropout.
 
     Attributes:
         size: frames, height and width.
+        sizes: those of the buckets, or `size` alone.
         clips: the training clips, after `setup`. With a cache their paths are those of the latents.
         held_out: the clips of validation and test, after `setup`.
 
@@ -76,10 +72,12 @@ class VideoDataModule(LightningDataModule):
         frames: int = 49,
         height: int = 480,
         width: int = 720,
+        buckets: list[list[int]] | None = None,
         fps: float | None = None,
         batch_size: int = 1,
         num_workers: int = 0,
         val_share: float = 0.0,
+        caption_dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -90,19 +88,26 @@ class VideoDataModule(LightningDataModule):
                 f"got frames {frames}, height {height}, width {width}, fps {fps}, batch_size {batch_size}, "
                 f"num_workers {num_workers}; all must be above 0, num_workers may be 0"
             )
+        if any(len(bucket) != 3 or min(bucket) < 1 for bucket in buckets or ()) or buckets == []:
+            raise ValueError(f"data.buckets is {buckets}; give sizes as [frames, height, width], or null for none")
+        if not 0 <= caption_dropout < 1:
+            raise ValueError(f"data.caption_dropout must be at least 0 and below 1, got {caption_dropout}")
         if not 0 <= val_share < 1:
             raise ValueError(f"data.val_share must be at least 0 and below 1, got {val_share}")
         self.folder = folder
         self.cache = cache
         self.size = VideoSize(frames, height, width)
+        self.sizes = tuple(VideoSize(*bucket) for bucket in buckets) if buckets else (self.size,)
         self.fps = fps
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.val_share = val_share
+        self.caption_dropout = caption_dropout
         self.seed = seed
         self.clips: list[Clip] = []
         self.held_out: list[Clip] = []
-        self._load: Callable[[int], Sample] | None = None
+        self._source: ClipVideos | LatentCache | None = None
+        self._buckets: list[int] = []  # of every clip, the number of its size
         self._train: list[int] = []
         self._val: list[int] = []
 
@@ -114,7 +119,7 @@ class VideoDataModule(LightningDataModule):
     def require_teacher(self, identity: Mapping[str, str]) -> None:
         """Raise ValueError if the cache was made for another teacher, size or frame rate. Without one, nothing."""
         if self.latent_cache is not None:
-            self.latent_cache.require(identity, self.size, self.fps)
+            self.latent_cache.require(identity, self.sizes, self.fps)
 
     def negative_conditioning(self, prompt: str) -> Conditioning | None:
         """The cached conditioning of a prompt, batch 1; None without a cache.
@@ -149,7 +154,8 @@ class VideoDataModule(LightningDataModule):
         """The training clips, after `setup`."""
         paths: dict[str, list[Path]] = {}
         for clip in self.clips:
-            paths.setdefault(clip.caption, []).append(clip.path)
+            for caption in clip.captions:
+                paths.setdefault(caption, []).append(clip.path)
         return paths
 
     def clip_of(self, prompt: str) -> Clip | None:
@@ -168,26 +174,39 @@ class VideoDataModule(LightningDataModule):
             FileNotFoundError: the folder or the cache is not there.
             ValueError: no clip can be used, or none is left to train on.
         """
-        if self._load is not None:
+        if self._source is not None:
             return
+        source: ClipVideos | LatentCache
         if self.latent_cache is not None:
-            cache = self.latent_cache
-            clips = [Clip(entry.name, cache.latents_path(i), entry.caption) for i, entry in enumerate(cache.entries)]
-            load = cache.load
+            source = cache = self.latent_cache
+            paths = [cache.latents_path(index) for index in range(len(cache))]
+            clips = [
+                Clip(entry.name, path, entry.caption, entry.others)
+                for entry, path in zip(cache.entries, paths, strict=True)
+            ]
+            self._buckets = [entry.bucket for entry in cache.entries]
+            if self.caption_dropout and not cache.holds(""):
+                raise ValueError(
+                    f"data.caption_dropout is {self.caption_dropout}, and {cache.folder} does not hold the empty "
+                    "caption; run `lightning cache` once more, which adds it"
+                )
         else:
-            clips = self._usable_clips()
-            load = ClipVideos(tuple(clips), self.size, self.fps).load
+            usable = self._usable_clips()
+            clips = list(usable)
+            self._buckets = [self.sizes.index(size) for size in usable.values()]
+            source = ClipVideos(tuple(clips), tuple(usable.values()), self.fps)
         held = set(held_out([clip.name for clip in clips], self.val_share))
         if len(held) == len(clips):
             raise ValueError(
                 f"data.val_share={self.val_share} holds out all {len(clips)} clips, none is left to train on; "
                 "lower it, or add clips"
             )
-        self._val = sorted(held)
-        self._train = [index for index in range(len(clips)) if index not in held]
+        ordered = sorted(range(len(clips)), key=self._buckets.__getitem__)  # stable: by name within a bucket
+        self._val = [index for index in ordered if index in held]
+        self._train = [index for index in ordered if index not in held]
         self.clips = [clips[index] for index in self._train]
         self.held_out = [clips[index] for index in self._val]
-        self._load = load
+        self._source = source
 
     def real_clips(self, count: int) -> list[Clip]:
         """Up to `count` clips to compare samples with, evenly spread: held-out ones if there are any, else all.
@@ -198,6 +217,10 @@ class VideoDataModule(LightningDataModule):
         if self.latent_cache is not None and self.folder is not None and Path(self.folder).is_dir():
             videos = {clip.name: clip for clip in list_clips(self.folder).clips}
             clips = [videos[clip.name] for clip in clips if clip.name in videos]
+        elif self.latent_cache is not None and self.size in self.sizes:  # cached videos of other sizes do not compare
+            entries = self.latent_cache.entries
+            fitting = {entry.name for entry in entries if self.sizes[entry.bucket] == self.size}
+            clips = [clip for clip in clips if clip.name in fitting]
         count = min(count, len(clips))
         return [clips[index * len(clips) // count] for index in range(count)]
 
@@ -209,15 +232,16 @@ class VideoDataModule(LightningDataModule):
         """
         if clip.path.suffix == ".safetensors":
             return decode(read_latents(clip.path)[None])
-        return read_video(clip.path, self.size, self.fps)[None].float() / 127.5 - 1.0
+        return read_video(clip.source, self.size, self.fps)[None].float() / 127.5 - 1.0
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless batches; with a trainer from `global_step * lightning_module.accumulate` on."""
         part = self._part(self._train)
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         stream = SeededStream(
-            part.load, len(self._train), self.seed, self.batch_size, self._consumed(), rank, world_size
-        )
+            part.load, len(self._train), self.seed, self.batch_size, self._consumed(), rank, world_size,
+            self._counts(self._train),
+        )  # fmt: skip
         return _StreamLoader(
             stream, self._consumed, batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=collate
         )
@@ -226,10 +250,10 @@ class VideoDataModule(LightningDataModule):
         """The held-out clips once, in order; an empty list if none are held out."""
         if not self._val:
             return []
-        samples = OrderedSamples(self._part(self._val).load, len(self._val))
+        samples = OrderedSamples(self._part(self._val).load, len(self._val), self._counts(self._val))
         return DataLoader(
             samples,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size if len(self.sizes) == 1 else 1,  # else sizes would meet in a batch
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=collate,
@@ -240,9 +264,13 @@ class VideoDataModule(LightningDataModule):
         return self.val_dataloader()
 
     def _part(self, indices: Sequence[int]) -> _Part:
-        if self._load is None:
+        if self._source is None:
             raise RuntimeError("the data are not set up; call setup() first (a Trainer does)")
-        return _Part(self._load, tuple(indices))
+        return _Part(self._source, tuple(indices), self.caption_dropout, self.seed)
+
+    def _counts(self, indices: Sequence[int]) -> list[int]:
+        """How many of the clips are of each size; the clips are ordered by size."""
+        return [sum(self._buckets[index] == bucket for index in indices) for bucket in range(len(self.sizes))]
 
     def _consumed(self) -> int:
         """Batches that this rank has trained on, before a resume included."""
@@ -250,19 +278,18 @@ class VideoDataModule(LightningDataModule):
             return 0
         return self.trainer.global_step * int(getattr(self.trainer.lightning_module, "accumulate", 1))
 
-    def _usable_clips(self) -> list[Clip]:
-        """The folder's clips that pass `check_video`; the others are warned of and written to problems.json."""
+    def _usable_clips(self) -> dict[Clip, VideoSize]:
+        """The folder's clips that can be read, and the size of each; the others are warned of and written to
+        problems.json."""
         assert self.folder is not None  # __init__ demands a folder or a cache
         listing = list_clips(self.folder)
         problems = list(listing.problems)
-        usable = []
+        usable = {}
         for clip in tqdm(listing.clips, desc="checking videos", disable=not self._is_first_rank()):
             try:
-                check_video(clip.path, self.size, self.fps)
+                usable[clip] = best_size(clip.source, self.sizes, self.fps)
             except VideoError as error:
                 problems.append(Problem.of(clip, error))
-            else:
-                usable.append(clip)
         self._report(problems)
         if not usable:
             raise ValueError(f"no usable video in {self.folder}{first_problems(problems)}")
@@ -293,11 +320,21 @@ class VideoDataModule(LightningDataModule):
 class _Part:
     """Some of the clips, numbered from 0. A class, as workers that are spawned cannot be given a closure."""
 
-    source: Callable[[int], Sample]
+    source: ClipVideos | LatentCache
     indices: tuple[int, ...]
+    caption_dropout: float
+    seed: int
 
-    def load(self, index: int) -> Sample:
-        return self.source(self.indices[index])
+    def load(self, index: int, k: int | None = None) -> Sample:
+        """In training (k is given) with a caption drawn by (seed, k) from all that the clip has, or the empty one;
+        else with the first."""
+        own = self.indices[index]
+        if k is None:
+            return self.source.load(own)
+        if hash_seed(self.seed, "dropout", k) < self.caption_dropout * 2**63:
+            return self.source.load(own, "")
+        captions = self.source.captions(own)
+        return self.source.load(own, captions[hash_seed(self.seed, "caption", k) % len(captions)])
 
 
 class _StreamLoader(DataLoader[Any]):

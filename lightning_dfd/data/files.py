@@ -5,11 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 
 class SampleError(ValueError):
     """A clip that cannot be used; the message names file and reason in one line. Training goes on without it."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some bytes of a file that are a video of their own: a member of a shard, and when it was made (seconds)."""
+
+    path: Path
+    name: str
+    offset: int
+    size: int
+    mtime: int
+
+    def __str__(self) -> str:
+        return f"{self.path}/{self.name}"
 
 
 @contextmanager

@@ -5,8 +5,9 @@ Axis legend: C = 3 colour channels, F frames, H height, W width.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import islice
@@ -21,7 +22,7 @@ from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_dfd.data.files import SampleError, replacing
+from lightning_dfd.data.files import Part, SampleError, replacing
 from lightning_dfd.types import VideoSize
 
 T = TypeVar("T")
@@ -49,14 +50,14 @@ class _Opened(NamedTuple):
     stream: av.video.stream.VideoStream
 
 
-def read_video(path: str | Path, size: VideoSize, fps: float | None) -> Tensor:
+def read_video(path: str | Path | Part, size: VideoSize, fps: float | None) -> Tensor:
     """The first `size.frames` frames of a video, uint8 [C, F, H, W].
 
     Frames are scaled to cover height x width and then cropped at the centre. No more frames are decoded than
     are needed.
 
     Args:
-        path: the video file.
+        path: the video file, or the part of a file that is one.
         size: frames and pixels of the result.
         fps: frames per second of the result: for every time i / fps, counted from the first frame, the frame
             whose time is nearest (the earlier of two). None for consecutive frames as stored.
@@ -75,7 +76,7 @@ def read_video(path: str | Path, size: VideoSize, fps: float | None) -> Tensor:
     return torch.stack(frames, dim=1)
 
 
-def check_video(path: str | Path, size: VideoSize, fps: float | None) -> None:
+def check_video(path: str | Path | Part, size: VideoSize, fps: float | None) -> None:
     """A cheap test before training: the file opens, its first frame decodes, and it claims to be long enough.
 
     A file whose end is missing may pass and then fail in `read_video`.
@@ -83,18 +84,38 @@ def check_video(path: str | Path, size: VideoSize, fps: float | None) -> None:
     Raises:
         VideoError: the file is missing, broken, without video, stored mirrored, or by its own account too short.
     """
+    best_size(path, (size,), fps)
+
+
+def best_size(path: str | Path | Part, sizes: Sequence[VideoSize], fps: float | None) -> VideoSize:
+    """Which of several sizes suits a video best, by its first frame and what it says of its length.
+
+    Of those that it is long enough for, the nearest in shape (to a tenth), of these the longest, of these the nearest
+    in area.
+
+    Raises:
+        VideoError: as `check_video`, for the size of the fewest frames.
+    """
+    shortest = min(sizes, key=lambda size: size.frames)
     with _open(path) as (container, stream):
         first = next(iter(container.decode(stream)), None)
         stated = _stated_frames(container, stream, fps)
-        reason = "" if first is None else _why_unusable(first, size)
+        reason = "" if first is None else _why_unusable(first, shortest)
         if first is not None and not reason and _is_mirrored(first):
             reason = "stored mirrored; re-encode it"
     if reason:
         raise VideoError(f"{path}: {reason}")
     if first is None:
-        _require_frames(path, 0, size.frames, fps)
-    if stated is not None:
-        _require_frames(path, stated, size.frames, fps)
+        raise VideoError(f"{path}: no frame in it could be decoded")
+    known = shortest.frames if stated is None else stated
+    _require_frames(path, known, shortest.frames, fps)
+    rows, columns = (first.width, first.height) if first.rotation % 180 else (first.height, first.width)
+
+    def misfit(size: VideoSize) -> tuple[float, int, float]:
+        shape = abs(math.log(rows / columns * size.width / size.height))
+        return round(shape, 1), -size.frames, abs(math.log(rows * columns / (size.height * size.width)))
+
+    return min((size for size in sizes if size.frames <= known), key=misfit)
 
 
 def write_video(path: str | Path, frames: Tensor | NDArray[np.uint8], fps: float) -> None:
@@ -180,13 +201,17 @@ def nearest_in_time(timed: Iterable[tuple[Fraction, T]], fps: float, last: Fract
 
 
 @contextmanager
-def _open(path: str | Path) -> Iterator[_Opened]:
+def _open(path: str | Path | Part) -> Iterator[_Opened]:
     """The container and its first video stream, decoded by one thread; errors inside become VideoError."""
+    if isinstance(path, Part):  # FFmpeg reads a file's bytes from here to there as if they were a file
+        url = f"subfile,,start,{path.offset},end,{path.offset + path.size},,:{os.path.abspath(path.path)}"
+    else:
+        url = os.path.abspath(path)
     try:
         # a downloaded playlist under a video's name must not make FFmpeg fetch what it points to
         with av.open(
-            os.path.abspath(path),
-            options={"protocol_whitelist": "file", "format_whitelist": FORMATS},
+            url,
+            options={"protocol_whitelist": "file,subfile", "format_whitelist": FORMATS},
             metadata_errors="replace",
         ) as container:
             if not container.streams.video:
@@ -275,7 +300,7 @@ def _stated_frames(
     return -int(-seconds * rate // 1)  # rounded up: frame i counts if i / fps lies before the end
 
 
-def _require_frames(path: str | Path, found: int, needed: int, fps: float | None) -> None:
+def _require_frames(path: str | Path | Part, found: int, needed: int, fps: float | None) -> None:
     if found >= needed:
         return
     if not found:

@@ -6,13 +6,13 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_dfd.data.files import replacing
+from lightning_dfd.data.files import Part, replacing
 
 ENDS = 1 << 16  # bytes
 
@@ -68,7 +68,7 @@ def write_statistics(folder: str | Path, key: Mapping[str, str], statistics: Map
         save_file(whole, temporary, metadata={"key": _text(key)})
 
 
-def data_fingerprint(paths: Iterable[str | Path]) -> str:
+def data_fingerprint(paths: Iterable[str | Path | Part]) -> str:
     """16 hex digits for a set of files, in any order: from their names, sizes, and first and last 64 KiB.
 
     Not from times, which differ between copies of one data set: the ranks of a run on several machines would
@@ -79,19 +79,23 @@ def data_fingerprint(paths: Iterable[str | Path]) -> str:
         OSError: a file cannot be read.
         ValueError: there are no files.
     """
-    lines = sorted(_line(Path(path)) for path in paths)
+    lines = sorted(_line(path if isinstance(path, Part) else Path(path)) for path in paths)
     if not lines:
         raise ValueError("there are no files to make a fingerprint of; name the reference videos")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _line(path: Path) -> str:
-    size = path.stat().st_size
+def _line(source: Path | Part) -> str:
+    if isinstance(source, Part):
+        path, begin, size = source.path, source.offset, source.size
+    else:
+        path, begin, size = source, 0, source.stat().st_size
     with path.open("rb") as file:
-        ends = hashlib.sha256(file.read(ENDS))
-        file.seek(max(0, size - ENDS))
-        ends.update(file.read(ENDS))
-    return f"{ends.hexdigest()} {size} {path.name}"
+        file.seek(begin)
+        ends = hashlib.sha256(file.read(min(ENDS, size)))
+        file.seek(begin + max(0, size - ENDS))
+        ends.update(file.read(min(ENDS, size)))
+    return f"{ends.hexdigest()} {size} {PurePosixPath(source.name).name}"
 
 
 def _text(key: Mapping[str, str]) -> str:

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from lightning_dfd.backbones import Backbone
-from lightning_dfd.data import LatentCache, collate, list_clips, read_video, write_cache
+from lightning_dfd.data import CacheError, LatentCache, Process, collate, list_clips, read_video, write_cache
 from lightning_dfd.types import Conditioning, VideoSize
 
 SIZE = VideoSize(5, 16, 24)
@@ -241,6 +243,71 @@ def test_unknown_prompt_and_damaged_files_have_a_remedy(tmp_path, folder):
     cache.latents_path(1).unlink()
     with pytest.raises(ValueError, match=r"does not hold the latents of 'sub/1\.mp4'"):
         cache.load(1)
+    cache.latents_path(2).write_bytes(cache.latents_path(3).read_bytes())
+    with pytest.raises(CacheError, match=r"is not the latents of 'sub/2\.mp4', but made from .* delete the"):
+        cache.load(2)
+    content = bytearray(cache.latents_path(3).read_bytes())
+    content[-1] ^= 1
+    cache.latents_path(3).write_bytes(content)
+    with pytest.raises(CacheError, match=r"its checksum is wrong\); delete the file and make it again"):
+        cache.load(3)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_the_work_and_the_first_writes_the_index(tmp_path, folder, count):
+    """One after the other here: what the last gathers is what all gave."""
+    clips = list_clips(folder).clips
+    (folder / "sub/1.mp4").write_bytes(b"broken")
+    write_cache(MeanBackbone(), clips, tmp_path / "alone", SIZE, None, progress=False)
+    given, encoded = {}, []
+    for rank in [*range(1, count), 0]:
+        backbone = MeanBackbone()
+
+        def gather(value, rank=rank):
+            given[rank] = value
+            return [given.get(one, (0, 0, {})) for one in range(count)]
+
+        process = Process(rank, count, gather)
+        report = write_cache(backbone, clips, tmp_path / "cache", SIZE, None, progress=False, process=process)
+        assert (tmp_path / "cache" / "cache.json").exists() == (rank == 0)
+        encoded += backbone.prompts
+    assert sorted(encoded) == ["", "cat", "dog", "emu"]  # each once
+    assert (report.written, report.kept, [problem.name for problem in report.problems]) == (3, 0, ["sub/1.mp4"])
+    alone, together = LatentCache.open(tmp_path / "alone"), LatentCache.open(tmp_path / "cache")
+    assert together.entries == alone.entries
+    assert all(torch.equal(together.load(i).latents, alone.load(i).latents) for i in range(3))
+
+
+def test_reading_takes_no_memory_that_stays(tmp_path, folder):
+    """Resident pages after many readings of latents of 4 MB, mapped from the disk."""
+
+    class Large(MeanBackbone):
+        def encode_videos(self, videos):
+            return super().encode_videos(videos).repeat(1, 1, 400, 14, 30)
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    write_cache(Large(), list_clips(folder).clips, tmp_path / "cache", SIZE, None, progress=False)
+    cache = LatentCache.open(tmp_path / "cache")
+    assert cache.latents_path(0).stat().st_size > 4 * 10**6
+    for _ in range(5):
+        cache.load(0)
+    before = resident()
+    for number in range(200):
+        cache.load(number % len(cache))
+    assert resident() - before < 40  # MiB, of the 800 that were read
+
+
+def test_captions_are_all_embedded(tmp_path, folder):
+    clips = [replace(clip, others=("a beast", f"beast {i}")) for i, clip in enumerate(list_clips(folder).clips)]
+    backbone = MeanBackbone()
+    write_cache(backbone, clips, tmp_path / "cache", SIZE, None, ["ugly"], progress=False, more_captions=[""])
+    assert sorted(backbone.prompts) == ["", "a beast", *(f"beast {i}" for i in range(4)), "cat", "dog", "emu", "ugly"]
+    cache = LatentCache.open(tmp_path / "cache")
+    assert cache.captions(1) == ("dog", "a beast", "beast 1")
+    assert cache.load(1, "beast 1").prompt == "beast 1"
+    assert torch.equal(cache.load(1, "").cond["embeds"], backbone.encode_prompts([""])["embeds"])
 
 
 @pytest.mark.parametrize("key", ["latents", "prompt"])

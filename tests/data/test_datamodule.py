@@ -168,6 +168,75 @@ def test_held_out_clips_are_never_trained_on(tmp_path, folder, cache):
     assert [batch.prompts for batch in again.test_dataloader()] == [(caption,) for caption in held]
 
 
+def captioned(folder):
+    names = [f"{i}.mp4" for i in range(7)]
+    lines = [{"file_name": name, "text": f"clip {i}", "short_text": [f"c{i}", "c"]} for i, name in enumerate(names)]
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_captions_are_drawn_by_seed_and_place(tmp_path, folder, workers):
+    captioned(folder)
+    write_cache(
+        MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None, progress=False, more_captions=[""]
+    )
+    options = {**SHAPE, "batch_size": 5, "caption_dropout": 0.25, "num_workers": workers}
+    pixels, latents = VideoDataModule(str(folder), **options), VideoDataModule(cache=str(tmp_path / "cache"), **options)
+    seen = []
+    for data in (pixels, latents):
+        data.setup()
+        seen.append([prompt for batch in first(data, 40) for prompt in batch.prompts])
+    assert seen[0] == seen[1]
+    if not workers:
+        shares = [sum(test(prompt) for prompt in seen[0]) / 200 for test in (lambda p: not p, lambda p: p == "c")]
+        assert shares == pytest.approx([0.25, 0.25], abs=0.08)
+        plain = VideoDataModule(str(folder), **SHAPE, batch_size=5)
+        plain.setup()
+        undropped = [prompt for batch in first(plain, 40) for prompt in batch.prompts]
+        assert all(prompt in ("", other) for prompt, other in zip(seen[0], undropped, strict=True))
+        assert [plain.clips[0].caption] == [clip.caption for clip in plain.clips if clip.name == "0.mp4"]
+        assert "" not in undropped
+
+
+def test_dropout_wants_the_empty_caption_in_the_cache(tmp_path, folder):
+    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None, ["ugly"], progress=False)
+    with pytest.raises(ValueError, match=r"caption_dropout is 0\.1, and .* does not hold the empty caption; run"):
+        VideoDataModule(cache=str(tmp_path / "cache"), **SHAPE, caption_dropout=0.1).setup()
+
+
+def test_every_clip_goes_to_the_bucket_that_suits_it(tmp_path, make_clip):
+    root = tmp_path / "videos"
+    shapes = {"wide": (9, 16, 32), "high": (9, 32, 16), "long": (17, 16, 24), "short": (6, 16, 24), "tiny": (3, 16, 24)}
+    for name, (frames, height, width) in shapes.items():
+        for i in range(2):
+            path = make_clip(root / f"{name}{i}.mp4", frames=frames, height=height, width=width)
+            path.with_suffix(".txt").write_text(name)
+    buckets = [[5, 16, 24], [9, 16, 24], [5, 16, 32], [5, 24, 16]]
+    want = {"wide": (5, 16, 32), "high": (5, 24, 16), "long": (9, 16, 24), "short": (5, 16, 24)}
+    options = {**SHAPE, "buckets": buckets, "batch_size": 2, "val_share": 1e-9}
+    data = VideoDataModule(str(root), **options)
+    with pytest.warns(UserWarning, match=r"2 left out: tiny0\.mp4: too short, 3 frames where 5"):
+        data.setup()
+    batches = first(data, 30)
+    for batch in batches:
+        assert {want[prompt] for prompt in batch.prompts} == {tuple(batch.video.shape[2:])}
+    assert {prompt for batch in batches for prompt in batch.prompts} >= set(want) - set(data.held_out[0].caption)
+    assert [batch.video.shape[0] for batch in data.val_dataloader()] == [1]
+
+    report = write_cache(MeanBackbone(), list_clips(root).clips, tmp_path / "cache", data.sizes, None, progress=False)
+    assert (report.written, len(report.problems)) == (8, 2)
+    cached = VideoDataModule(cache=str(tmp_path / "cache"), **options)
+    cached.require_teacher(MeanBackbone().identity())
+    cached.setup()
+    assert [batch.prompts for batch in first(cached, 30)] == [batch.prompts for batch in batches]
+    for batch, seen in zip(first(cached, 30), batches, strict=True):
+        assert torch.equal(batch.latents, MeanBackbone().encode_videos(seen.video))
+    again = write_cache(MeanBackbone(), list_clips(root).clips, tmp_path / "cache", data.sizes, None, progress=False)
+    assert (again.written, again.kept) == (0, 8)
+    with pytest.raises(ValueError, match=r"buckets is 5 frames of 16x24, 9 .* in the cache and absent here"):
+        VideoDataModule(cache=str(tmp_path / "cache"), **SHAPE).require_teacher(MeanBackbone().identity())
+
+
 def test_holding_out_is_stable_and_about_the_share():
     names = [f"folder/{i:05d}.mp4" for i in range(5000)]
     chosen = {names[i] for i in held_out(names, 0.1)}
@@ -208,6 +277,9 @@ def test_unusable_videos_are_named(tmp_path, folder, make_clip):
         ({"folder": "x", "frames": 0}, "frames 0"),
         ({"folder": "x", "fps": 0.0}, r"fps 0\.0"),
         ({"folder": "x", "batch_size": 0}, "batch_size 0"),
+        ({"folder": "x", "buckets": [[5, 16]]}, r"buckets is \[\[5, 16\]\]; give sizes as"),
+        ({"folder": "x", "buckets": []}, "or null for none"),
+        ({"folder": "x", "caption_dropout": 1.0}, r"caption_dropout must be .* got 1\.0"),
         ({"folder": "x", "val_share": 1.0}, r"val_share must be .* got 1\.0"),
     ],
 )

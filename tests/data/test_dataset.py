@@ -87,6 +87,31 @@ def test_jsonl(tmp_path):
         assert "\n" not in reason
 
 
+def test_long_and_short_captions(tmp_path):
+    touch(tmp_path, *(f"{i}.mp4" for i in range(6)))
+    entries = [
+        {"text": "a long one", "short_text": "short"},
+        {"text": ["one", " two ", "one", ""], "short_caption": ["three"]},
+        {"short_text": "short alone"},
+        {"text": ["one", 2]},
+        {"text": []},
+        {"text": None, "caption": "of the second key"},
+    ]
+    lines = [json.dumps({"file_name": f"{i}.mp4", **entry}) for i, entry in enumerate(entries)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    listing = list_clips(tmp_path)
+    assert {clip.name: clip.captions for clip in listing.clips} == {
+        "0.mp4": ("a long one", "short"),
+        "1.mp4": ("one", "two", "three"),
+        "2.mp4": ("short alone",),
+        "5.mp4": ("of the second key",),
+    }
+    assert problems(listing) == {"3.mp4": "the caption is int, not text", "4.mp4": "no caption"}
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_text("file_name,text,short_text\n0.mp4,long,short\n1.mp4,long,\n")
+    assert [clip.captions for clip in list_clips(tmp_path).clips] == [("long", "short"), ("long",)]
+
+
 def test_csv(tmp_path):
     touch(tmp_path, "a.mp4", "b.mp4", "c.mp4", "d.mp4")
     (tmp_path / "metadata.csv").write_bytes(
@@ -165,15 +190,15 @@ def test_nothing_there_says_what_was_looked_for(tmp_path):
 # ---- the stream -------------------------------------------------------------------------------------------------
 
 
-def load(index):
+def load(index, k=None):
     """A clip that says which one it is."""
     return Sample(f"clip {index}", video=torch.full((3, 1, 2, 2), index, dtype=torch.uint8))
 
 
-def load_some(index):
+def load_some(index, k=None):
     if index in (2, 5):
         raise VideoError(f"{index}.mp4: broken")
-    return load(index)
+    return load(index, k)
 
 
 def take(stream, batches, workers=0):
@@ -229,7 +254,7 @@ def test_broken_clips_are_left_out_and_named_once():
 
 
 def test_nothing_left_is_an_error():
-    def fail(index):
+    def fail(index, k=None):
         raise VideoError(f"{index}.mp4: broken")
 
     with pytest.warns(UserWarning, match="left out"), pytest.raises(ValueError, match=r"nothing left .* all 3 clips"):
@@ -239,11 +264,47 @@ def test_nothing_left_is_an_error():
 
 
 def test_other_errors_are_not_hidden():
-    def fail(index):
+    def fail(index, k=None):
         raise KeyError("a bug")
 
     with pytest.raises(KeyError, match="a bug"):
         next(iter(SeededStream(fail, count=3, seed=0, batch_size=1)))
+
+
+def test_a_batch_of_all_ranks_is_of_one_part():
+    parts, seen = (5, 0, 2, 9), []
+    whole = [SeededStream(load, 16, 3, batch_size=4, parts=parts).item(k).prompt for k in range(4 * 60)]
+    ranks = [take(SeededStream(load, 16, 3, 2, rank=rank, world_size=2, parts=parts), 60) for rank in range(2)]
+    assert [prompt for both in zip(*ranks, strict=True) for prompts in both for prompt in prompts] == whole
+    for begin in range(0, len(whole), 4):
+        numbers = [int(prompt.split()[1]) for prompt in whole[begin : begin + 4]]
+        assert len({sum(number >= start for start in (5, 7)) for number in numbers}) == 1
+        seen.append(sum(numbers[0] >= start for start in (5, 7)))
+    epoch = sorted(seen[:6])
+    assert epoch == [0, 0, 1, 2, 2, 2]  # as many batches of each as it takes to show its clips
+    assert sorted(seen[6:12]) == epoch
+    assert seen[:6] != seen[6:12] or seen[6:12] != seen[12:18]
+    large = [prompt for prompt in whole if int(prompt.split()[1]) >= 7]
+    assert sorted(large[:9]) == sorted(f"clip {i}" for i in range(7, 16))  # every clip once before one comes again
+    assert sorted(large[9:18]) == sorted(large[:9]) != large[:9]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_parts_resume_and_have_workers(workers):
+    options = {"count": 16, "seed": 0, "batch_size": 3, "parts": (5, 11)}
+    alone = take(SeededStream(load, **options), 20)
+    assert take(SeededStream(load, **options), 20, workers) == alone
+    assert take(SeededStream(load, **options, start=7), 13, workers) == alone[7:]
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+def test_what_is_broken_is_replaced_within_its_part():
+    stream = SeededStream(load_some, 8, 0, batch_size=1, parts=(3, 5))  # 2 and 5 are broken
+    assert {stream.item(k).prompt for k in range(80)} == {f"clip {i}" for i in (0, 1, 3, 4, 6, 7)}
+    samples = OrderedSamples(load_some, 8, (3, 5))
+    assert [samples[i].prompt for i in range(8)] == [f"clip {i}" for i in (0, 1, 0, 3, 4, 6, 6, 7)]
+    with pytest.raises(ValueError, match="the parts hold 7 clips, not 8"):
+        SeededStream(load, 8, 0, batch_size=1, parts=(3, 4))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -265,7 +326,7 @@ def test_collate_pixels(tmp_path, make_clip):
     paths = [make_clip(tmp_path / f"{i}.mp4", shade=20 + i) for i in range(2)]
     for path in paths:
         path.with_suffix(".txt").write_text(path.stem)
-    videos = ClipVideos(list_clips(tmp_path).clips, VideoSize(5, 16, 16), None)
+    videos = ClipVideos(list_clips(tmp_path).clips, (VideoSize(5, 16, 16),) * 2, None)
     batch = collate([videos.load(0), videos.load(1)])
     assert batch.prompts == ("0", "1")
     assert batch.video.shape == (2, 3, 5, 16, 16)
