@@ -40,7 +40,7 @@ faults: install
 	$(BIN)/python -m benchmarks.faults --output outputs/faults
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check lightning_dfd tests benchmarks
