@@ -173,12 +173,17 @@ MEASURES: dict[str, Callable[[Case, str | Path], int]] = {
 }
 
 
-def in_fresh_process(measure: str, case: str, teacher: str) -> int:
+def in_fresh_process(*words: str) -> int:
+    """The number that `python -m <words>` prints last."""
     # large blocks are given back to the system at once, so that the resident set follows the allocator
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    words = [sys.executable, "-m", "benchmarks.plan", case, "--measure", measure, "--teacher", teacher]
-    done = subprocess.run(words, env=environment, check=True, capture_output=True, text=True)
+    command = [sys.executable, "-m", *words]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return int(done.stdout.splitlines()[-1])
+
+
+def measured(measure: str, case: str, teacher: str) -> int:
+    return in_fresh_process("benchmarks.plan", case, "--measure", measure, "--teacher", teacher)
 
 
 def main() -> None:
@@ -196,7 +201,7 @@ def main() -> None:
     for name in args.cases or CASES:
         with tempfile.TemporaryDirectory() as teacher:
             save_teacher(CASES[name], teacher)
-            rows[name] = row = {measure: in_fresh_process(measure, name, teacher) for measure in MEASURES}
+            rows[name] = row = {measure: measured(measure, name, teacher) for measure in MEASURES}
         planned, allocator, resident = (row[measure] / MIB for measure in MEASURES)
         shares = (planned / allocator, planned / resident)
         print(f"{name:32}{planned:10.0f}{allocator:11.0f}{shares[0]:7.2f}{resident:10.0f}{shares[1]:7.2f}", flush=True)

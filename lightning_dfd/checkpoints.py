@@ -1,11 +1,16 @@
-"""Checkpoints of this package: what is trained, without the frozen teacher; written whole or not at all."""
+"""Checkpoints of this package: what is trained, without the frozen teacher; written whole or not at all.
+
+One is a file, or, where each process keeps its share of sharded weights, a folder: `checkpoint.ckpt` with everything
+but tensors, and a folder of safetensors that it names.
+"""
 
 from __future__ import annotations
 
 import glob
 import os
 import pickle
-from collections.abc import Iterable, Mapping, Set
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,39 +23,60 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_dfd.data.files import replacing
+from lightning_dfd.sharding import Like, read_tensors, write_tensors
 
 OURS = "lightning_dfd"  # the key under which a checkpoint holds what is this package's alone
+SHARDS = "shards"  # and the one under which it names the files of a sharded checkpoint's tensors
+STATE = "checkpoint.ckpt"  # of a sharded checkpoint: written last, so that until then it is the one before
 
 # ---- reading --------------------------------------------------------------------------------------------------
 
 
-def read_checkpoint(path: str | Path, lazily: bool = False) -> dict[str, Any]:
-    """A checkpoint's content, on the CPU. `lazily` leaves the tensors on the disk until they are used.
+def read_checkpoint(path: str | Path, lazily: bool = False, like: Like | None = None) -> dict[str, Any]:
+    """A checkpoint's content, on the CPU.
+
+    Args:
+        path: a file, or the folder of a sharded one.
+        lazily: leave the tensors on the disk until they are used; those of a folder come without values.
+        like: makes the tensors that those of a folder are read into, by names that begin with `state_dict/` or
+            `optimizer_states/`; None for whole ones on the CPU.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is cut short or damaged, or is no checkpoint of this package.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    file = path / STATE if path.is_dir() else path
+    if not file.is_file():
         raise FileNotFoundError(
             f"there is no checkpoint at {path}; a data-forcing recipe starts from a DMD2 student "
             "(run the dmd2 recipe first), or set model.init_from: null"
         )
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=lazily)
+        ours = isinstance(content, dict) and {"state_dict", "global_step", OURS} <= set(content)
+        if ours and SHARDS in content:
+            device = "meta" if lazily else "cpu"
+            _join(content, path, like or (lambda name, shape, dtype: torch.empty(shape, dtype=dtype, device=device)))
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged, cut short or no checkpoint ({why[:100]}); take another") from error
-    if not isinstance(content, dict) or not {"state_dict", "global_step", OURS} <= set(content):
+    if not ours:
         raise ValueError(f"{path} is no checkpoint of this package; take one that `lightning fit` wrote")
     return content
+
+
+def only_weights(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+    """For `read_checkpoint`: of a folder, what is trained but not the optimizers' moments."""
+    return torch.empty(shape, dtype=dtype) if name.startswith("state_dict/") else None
 
 
 def newest_whole(paths: Iterable[Path]) -> Path | None:
     """The checkpoint that was written last, of those that can be read; None if there is none. The others that are
     newer are warned of."""
-    files = [path for path in paths if path.is_file()]
-    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    written = {path: path / STATE if path.is_dir() else path for path in paths}
+    there = [path for path, file in written.items() if file.is_file()]
+    for path in sorted(there, key=lambda path: written[path].stat().st_mtime_ns, reverse=True):
         try:
             read_checkpoint(path, lazily=True)
         except ValueError as error:
@@ -87,6 +113,8 @@ def differing(own: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
 
 # ---- writing --------------------------------------------------------------------------------------------------
 
+UNWRITTEN = (OSError, RuntimeError, SafetensorError)  # torch and safetensors wrap the system's errors
+
 
 class CheckpointFiles(TorchCheckpointIO):
     """Writes a checkpoint whole or not at all, and a copy of its weights as safetensors beside it.
@@ -109,23 +137,33 @@ class CheckpointFiles(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
+        if not self._save(write_checkpoint, checkpoint, Path(path)):
+            return
         try:
-            write_checkpoint(checkpoint, Path(path))
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's errors
+            write_copy(checkpoint, copy_of(Path(path)))
+        except UNWRITTEN as error:
+            rank_zero_warn(f"{path} is written, but not the copy of its weights beside it ({_cause(error)})")
+
+    def save_shards(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """As `save_checkpoint`, each process its share of the tensors; all processes have to take part."""
+        self._save(write_shards, checkpoint, path)
+
+    def _save(self, write: Callable[[Mapping[str, Any], Path], None], checkpoint: dict[str, Any], path: Path) -> bool:
+        """Whether it could be written."""
+        try:
+            write(checkpoint, path)
+        except UNWRITTEN as error:
             self.failed.add(int(checkpoint["global_step"]))
             rank_zero_warn(
                 f"THE CHECKPOINT {path} COULD NOT BE WRITTEN ({_cause(error)}). Training goes on; the checkpoints "
                 f"before it are kept. Saves failed in a row: {len(self.failed)}. Is the disk full?"
             )
-            return
-        try:
-            write_copy(checkpoint, copy_of(Path(path)))
-        except (OSError, RuntimeError, SafetensorError) as error:
-            rank_zero_warn(f"{path} is written, but not the copy of its weights beside it ({_cause(error)})")
+            return False
         self.failed.clear()
-        for spared in self._spared - {Path(path)}:
+        for spared in self._spared - {path}:
             self.remove_checkpoint(spared)
         self._spared.clear()
+        return True
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """As `read_checkpoint`; never runs code from a checkpoint, whatever `weights_only` says."""
@@ -148,6 +186,8 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         with temporary.open("wb") as file:
             torch.save(dict(checkpoint), file)
         flush_to_disk(temporary)
+        if path.is_dir():  # a sharded one of that name
+            _set_aside(path)
         copy_of(path).unlink(missing_ok=True)  # so that it is never another checkpoint's
     with suppress(OSError):  # not every file system can do this for folders
         flush_to_disk(path.parent)
@@ -160,6 +200,91 @@ def write_copy(checkpoint: Mapping[str, Any], path: Path) -> None:
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"iteration": str(checkpoint["global_step"])})
         flush_to_disk(temporary)
+
+
+def write_shards(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write the folder `path` so that a kill at any moment leaves the old checkpoint or the new; on all processes.
+
+    The tensors go to a new folder within it. It counts as soon as the file that names it is there.
+    """
+    rest, tensors = _apart(checkpoint)
+    folder = path / _from_first(lambda: _new_folder(path, f"iteration_{checkpoint['global_step']}"))
+    write_tensors(tensors, folder)
+
+    def finish() -> str:
+        files = {file.name: file.stat().st_size for file in folder.iterdir()}
+        write_checkpoint(rest | {SHARDS: {"folder": folder.name, "files": files}}, path / STATE)
+        for other in path.iterdir():
+            if other.is_dir() and other != folder:
+                shutil.rmtree(other)
+        return ""
+
+    _from_first(finish)
+
+
+def _from_first(function: Callable[[], str]) -> str:
+    """What `function` returns on the first process, on all; raises OSError on all where it does there."""
+    answer: list[Any] = [None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            answer = [function()]
+        except UNWRITTEN as error:
+            answer = [OSError(_cause(error))]
+    torch.distributed.broadcast_object_list(answer)
+    if isinstance(answer[0], OSError):
+        raise answer[0]
+    return str(answer[0])
+
+
+def _new_folder(path: Path, name: str) -> str:
+    """Make a new folder in `path`; returns its name."""
+    if path.is_file():  # a checkpoint that is not sharded
+        _set_aside(path)
+    path.mkdir(parents=True, exist_ok=True)
+    names = (name, *(f"{name}_{count}" for count in range(1, 1000)))
+    free = next(name for name in names if not (path / name).exists())
+    (path / free).mkdir()
+    return free
+
+
+def _set_aside(path: Path) -> None:
+    """Rename a checkpoint that is in the way of one of the other kind, so that it is there until that one is."""
+    aside = path.with_name(f"{path.stem}-before{path.suffix}")
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    path.replace(aside)
+
+
+def _apart(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A checkpoint without its weights and moments, and these by names that say where they belong."""
+    tensors = {f"state_dict/{name}": tensor for name, tensor in checkpoint["state_dict"].items()}
+    optimizers = []
+    for number, optimizer in enumerate(checkpoint.get("optimizer_states", [])):
+        others: dict[int, dict[str, Any]] = {}
+        for index, values in optimizer["state"].items():
+            others[index] = {key: value for key, value in values.items() if not isinstance(value, Tensor)}
+            for key in values.keys() - others[index].keys():
+                tensors[f"optimizer_states/{number}/{index}/{key}"] = values[key]
+        optimizers.append(optimizer | {"state": others})
+    given = {"optimizer_states": optimizers} if "optimizer_states" in checkpoint else {}
+    return {**checkpoint, "state_dict": {}, **given}, tensors
+
+
+def _join(checkpoint: dict[str, Any], path: Path, like: Like) -> None:
+    """Undo `_apart`, with tensors from the files that the checkpoint names."""
+    shards = checkpoint.pop(SHARDS)
+    folder = path / Path(shards["folder"]).name
+    for name, size in shards["files"].items():
+        file = folder / Path(name).name
+        if not file.is_file() or file.stat().st_size != size:
+            raise OSError(f"{folder.name}/{file.name} is missing or not of {size} bytes")
+    for name, tensor in read_tensors(folder, like).items():
+        kind, _, place = name.partition("/")
+        if kind == "state_dict":
+            checkpoint["state_dict"][place] = tensor
+        else:
+            number, index, key = place.split("/", 2)
+            checkpoint["optimizer_states"][int(number)]["state"][int(index)][key] = tensor
 
 
 def _sweep(path: Path) -> None:

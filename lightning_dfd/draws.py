@@ -48,6 +48,10 @@ class Draws:
         uniform = torch.rand(count, generator=self.own, device=self.own.device, dtype=torch.float64)
         return low + (high - low) * shift_time(uniform, shift)
 
+    def indices(self, count: int, end: int) -> Tensor:
+        """`count` whole numbers from 0 to below `end`, [count], int64."""
+        return torch.randint(end, (count,), generator=self.own, device=self.own.device)
+
     def index(self, first: int, end: int) -> int:
         """A whole number from `first` to below `end`, the same on all ranks."""
         return int(torch.randint(first, end, (), generator=self.shared))

@@ -19,9 +19,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from lightning_dfd.backbones import backbone_from_pretrained
-from lightning_dfd.checkpoints import OURS, below, read_checkpoint, refuse_misfit
+from lightning_dfd.checkpoints import OURS, below, only_weights, read_checkpoint, refuse_misfit
 from lightning_dfd.data import VideoDataModule
 from lightning_dfd.discriminator import Discriminator, tapped
 from lightning_dfd.draws import Draws, hash_seed
@@ -57,6 +58,7 @@ from lightning_dfd.settings import (
     SamplingSettings,
     StudentSettings,
 )
+from lightning_dfd.sharding import average_gradients
 from lightning_dfd.types import Batch, Conditioning, Role
 
 SPEED = "train/samples_per_s"
@@ -252,8 +254,7 @@ class DistillationModule(LightningModule):
         """
         steps, draws = self.sampling.steps, self._draws
         if self.student.input == "data":
-            pick = torch.randint(len(steps), (len(real),), generator=draws.own, device=real.device)
-            t = torch.tensor(steps, dtype=torch.float64, device=real.device)[pick]
+            t = torch.tensor(steps, dtype=torch.float64, device=real.device)[draws.indices(len(real), len(steps))]
             return self.x0("student", self.schedule.add_noise(real, draws.noise_like(real), t), t, cond)
         first = 1 if self.diversity.weight else 0
         last = draws.index(first, len(steps))
@@ -505,6 +506,18 @@ class DistillationModule(LightningModule):
         resumed = self._trainer is not None and self.trainer.ckpt_path is not None
         if self.init_from is not None and not resumed:
             self.load_weights(self.init_from)
+        if self.device_mesh is not None:
+            self._shard(self.device_mesh["data_parallel"])
+
+    def _shard(self, mesh: DeviceMesh) -> None:
+        if self.backbone.quantization is not None or (self.backbone.offload and self.student.mode == "full"):
+            raise ValueError(
+                "trainer.strategy fsdp2 shards neither quantized weights nor a teacher that waits on the CPU; set "
+                "model.quantization: null and model.offload: false, or take ddp_find_unused_parameters_true"
+            )
+        self.network.shard(mesh)
+        if self.discriminator is not None:  # small, so every process keeps it
+            average_gradients(self.discriminator)
 
     def build_roles(self, transformer: nn.Module) -> None:
         """Roles, and the discriminator if there is one, on the teacher's network."""
@@ -542,7 +555,7 @@ class DistillationModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, leave the frozen teacher out, and say what was distilled."""
         rewind(checkpoint["loops"], self._micro)
-        owned = self._owned_keys()
+        owned = self.owned_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in owned}
         checkpoint[OURS] = {
             "counts": dict(self.counts),
@@ -560,11 +573,12 @@ class DistillationModule(LightningModule):
         ours = checkpoint[OURS]
         if self.trainer.state.fn == "fit" and "recipe" in ours:
             refuse_other_recipe(self._recipe, ours["recipe"])
-        refuse_misfit(self._owned_keys(), set(checkpoint["state_dict"]))
+        refuse_misfit(self.owned_keys(), set(checkpoint["state_dict"]))
         self.counts |= ours["counts"]
         self._latest = dict(ours.get("latest", {}))
 
-    def _owned_keys(self) -> set[str]:
+    def owned_keys(self) -> set[str]:
+        """The names, in the state dict, of what a checkpoint holds: all that is trained, but not the teacher."""
         head = {} if self.discriminator is None else self.discriminator.state_dict()
         return {f"roles.{name}" for name in self.network.owned()} | {f"discriminator.{name}" for name in head}
 
@@ -574,7 +588,7 @@ class DistillationModule(LightningModule):
 
         Returns what the checkpoint says of its making: name -> value.
         """
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, lazily=True, like=only_weights)
         self.network.load_owned(below("roles.", checkpoint["state_dict"]))
         head = below("discriminator.", checkpoint["state_dict"])
         if self.discriminator is not None and head and not self.discriminator.take_over(head):

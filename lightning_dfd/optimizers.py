@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_dfd.sharding import whole
+
 Groups = list[dict[str, Any]]
 MAX_SKIPPED = 10  # updates in a row of one optimizer that may be left out before the run ends
 
@@ -43,7 +45,9 @@ def clip_parts(optimizer: Optimizer, parts: Mapping[str, Sequence[nn.Parameter]]
     """
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     return {
-        name: torch.nn.utils.clip_grad_norm_(part, largest) for name, part in parts.items() if part and held >= {*part}
+        name: whole(torch.nn.utils.clip_grad_norm_(part, largest))
+        for name, part in parts.items()
+        if part and held >= {*part}
     }
 
 

@@ -40,7 +40,6 @@ def recipe_facts(module: Any) -> dict[str, dict[str, Any]]:
         "model.sampling.kind": module.sampling.kind,
         "model.data_forcing.probability": "above 0" if module.data_forcing.probability else "0",
         "model.gan.weight": "above 0" if module.gan.weight else "0",
-        "model.accumulate": module.accumulate,
         "model.seed": module.seed,
     }
     if student.mode == "lora":
@@ -50,6 +49,7 @@ def recipe_facts(module: Any) -> dict[str, dict[str, Any]]:
     exact = {
         "trainer.precision": str(trainer.precision),
         "number of processes": trainer.world_size,
+        "model.accumulate": module.accumulate,
         "model.dtype": dtype,
         "model.quantization": str(module.backbone.quantization),
         "model.compile": module.compiled,
@@ -57,9 +57,9 @@ def recipe_facts(module: Any) -> dict[str, dict[str, Any]]:
     if data is not None:
         fixed["data.frames, height, width"] = [data.size.frames, data.size.height, data.size.width]
         fixed["data.fps"] = data.fps
-        fixed["data.batch_size"] = data.batch_size
         fixed["data.seed"] = data.seed
         names = [clip.name for clip in data.clips]
+        exact["data.batch_size"] = data.batch_size
         exact["clips"] = f"{len(names)} ({_digest(names)})"
         exact["data.cache"] = "null" if data.cache is None else "a folder"
     return {"fixed": fixed, "exact": exact}

@@ -26,9 +26,11 @@ from diffusers import ModelMixin
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
 from lightning_dfd.offload import offload_blocks
+from lightning_dfd.sharding import shard
 from lightning_dfd.types import Role
 
 TRAINED: tuple[Role, ...] = ("student", "fake")
@@ -107,9 +109,16 @@ class Roles(nn.Module, ABC):
 
     def blocks(self) -> list[nn.Module]:
         """The blocks of every diffusers network here: the members of the lists right below it."""
-        networks = [module for module in self.modules() if isinstance(module, ModelMixin)]
-        lists = [child for network in networks for child in network.children() if isinstance(child, nn.ModuleList)]
-        return [block for blocks in lists for block in blocks]
+        children = [child for network in self.networks_within() for child in network.children()]
+        return [block for child in children if isinstance(child, nn.ModuleList) for block in child]
+
+    def networks_within(self) -> list[nn.Module]:
+        """Every diffusers network here."""
+        return [module for module in self.modules() if isinstance(module, ModelMixin)]
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Spread all weights over the processes of `mesh`, block by block (FSDP2)."""
+        shard(self.networks_within(), self.blocks(), mesh)
 
     def offload_teacher(self, device: torch.device) -> None:
         """Let the teacher wait on the CPU, where no trained role needs its weights."""

@@ -72,7 +72,7 @@ class DistillationTrainer(Trainer):
             ckpt_path = newest_checkpoint(self)
             if ckpt_path is None:
                 rank_zero_info("ckpt_path is last and there is no checkpoint yet: the run begins at iteration 0")
-        if ckpt_path is not None and Path(ckpt_path).is_file():
+        if ckpt_path is not None and Path(ckpt_path).exists():
             continue_logs(self.loggers, read_checkpoint(ckpt_path, lazily=True)[OURS].get("logs", {}))
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
 
@@ -128,6 +128,7 @@ class DistillationTrainer(Trainer):
 
     def _cache(self, model: DistillationModule, datamodule: VideoDataModule, encode_batch_size: int) -> None:
         """On every process."""
+        self.strategy.connect(model)
         self.strategy.setup_environment()
         if datamodule.folder is None or datamodule.cache is None:
             raise ValueError("cache needs data.folder (videos to read) and data.cache (the folder to write)")

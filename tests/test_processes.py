@@ -1,0 +1,123 @@
+"""Two processes that train together, by DDP and by FSDP2, against one with twice the batch; their checkpoints."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.kills import differences
+from lightning_dfd.checkpoints import OURS, read_checkpoint
+from tests.processes import as_two_ranks
+
+ROOT = Path(__file__).parent.parent
+TOLERANCE = 1e-5
+GOES_ON = [
+    ("ddp", "fsdp2"), ("fsdp2", "fsdp2"), ("fsdp2 in shards", "fsdp2 in shards"), ("fsdp2 in shards", "ddp"),
+]  # fmt: skip
+
+
+def launch(folder: Path, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Train in two processes, one run after the other."""
+    (folder / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tests.processes", str(folder / "runs.json")]
+    ranks = [
+        subprocess.Popen([*command, str(rank), "2", str(port)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=600)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(text[-3000:] for text in said)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: dict[str, Path], videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Runs of two processes, by name, each in a folder of its own."""
+    folder = tmp_path_factory.mktemp("processes")
+    common = {"teacher": str(tiny["wan"]), "videos": str(videos), "steps": 4, "batch_size": 1}
+
+    def run(name: str, **options: Any) -> dict[str, Any]:
+        return common | options | {"root": str(folder / name)}
+
+    found = {
+        f"{mode} {strategy}": run(f"{mode} {strategy}", mode=mode, strategy=strategy)
+        for mode, strategy in (*product(["lora", "full"], ["ddp", "fsdp2"]), ("full", "fsdp2 in shards"))
+    }
+    for first, second in GOES_ON:
+        resume = str(folder / f"full {first}" / "step_2.ckpt")
+        found[f"{first}, {second}"] = run(f"{first}, {second}", mode="full", strategy=second, resume=resume)
+    launch(folder, list(found.values()))
+    return found
+
+
+def end_of(run: Mapping[str, Any], step: int = 4) -> dict[str, Any]:
+    """What a run's checkpoint holds, without what depends on paths."""
+    checkpoint = read_checkpoint(Path(run["root"]) / f"step_{step}.ckpt")
+    checkpoint[OURS] = {key: checkpoint[OURS][key] for key in ("counts", "recipe", "facts")}
+    return {key: checkpoint[key] for key in ("global_step", "state_dict", "optimizer_states", OURS)}
+
+
+def distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """The largest difference of a weight or moment."""
+    pairs = [(one["state_dict"][name], other["state_dict"][name]) for name in one["state_dict"]]
+    for a, b in zip(one["optimizer_states"], other["optimizer_states"], strict=True):
+        assert a["state"].keys() == b["state"].keys()
+        pairs += [(a["state"][index][key], b["state"][index][key]) for index in a["state"] for key in a["state"][index]]
+    return max(float((a.float() - b.float()).abs().max()) for a, b in pairs)
+
+
+@pytest.fixture(scope="module", params=["lora", "full"])
+def one_process(
+    request: pytest.FixtureRequest, runs: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """One process with twice the batch."""
+    root = str(tmp_path_factory.mktemp("one_process"))
+    as_two_ranks(**(runs[f"{request.param} ddp"] | {"root": root, "strategy": "single"}))
+    return end_of({"root": root}) | {"mode": request.param}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_train_what_one_does(
+    runs: dict[str, dict[str, Any]], one_process: dict[str, Any], strategy: str
+) -> None:
+    run = runs[f"{one_process['mode']} {strategy}"]
+    two, begun = end_of(run), end_of(run, step=2)
+    assert two["state_dict"].keys() == one_process["state_dict"].keys()
+    assert not any("teacher" in name or "base_layer" in name for name in two["state_dict"])
+    assert distance(two, one_process) < TOLERANCE
+    assert distance(two, begun) > 100 * TOLERANCE  # or nothing was trained
+
+
+def test_shards_hold_what_one_file_holds(runs: dict[str, dict[str, Any]]) -> None:
+    assert [*differences(end_of(runs["full fsdp2"]), end_of(runs["full fsdp2 in shards"]))] == []
+    folder = Path(runs["full fsdp2 in shards"]["root"]) / "step_4.ckpt"
+    kinds = sorted(path.suffix for path in folder.rglob("*") if path.is_file())
+    assert kinds == [".ckpt", ".safetensors", ".safetensors"]
+
+
+@pytest.mark.parametrize(("first", "second"), GOES_ON)
+def test_any_strategy_goes_on(runs: dict[str, dict[str, Any]], first: str, second: str) -> None:
+    """Bit-equal if it shards as before; else as near as strategies are to each other that never stopped."""
+    resumed, whole = end_of(runs[f"{first}, {second}"]), end_of(runs[f"full {first}"])
+    assert [*differences(resumed[OURS], whole[OURS])] == []
+    if first == second:
+        assert [*differences(resumed, whole)] == []
+    assert distance(resumed, whole) < TOLERANCE
+
+
+def test_one_process_goes_on_where_two_stopped(runs: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    """From a folder that two processes wrote, with twice the batch."""
+    run = runs["full fsdp2 in shards"]
+    resume = str(Path(run["root"]) / "step_2.ckpt")
+    with pytest.warns(UserWarning, match="number of processes is 2 there and 1 here; data.batch_size is 1 there"):
+        as_two_ranks(**(run | {"root": str(tmp_path), "strategy": "single", "resume": resume}))
+    assert distance(end_of({"root": tmp_path}), end_of(run)) < TOLERANCE
