@@ -112,7 +112,7 @@ def cached(count: int) -> list[dict[str, Any]]:
         (root / "videos").mkdir()
         scenes, clips = draw_clips(count, seed=0)
         for number, (scene, clip) in enumerate(zip(scenes, clips, strict=True)):
-            large = clip.repeat_interleave(3, 1).repeat_interleave(3, 2).repeat(2, 1, 1, 1)
+            large = np.concatenate([clip, clip]).repeat(3, 1).repeat(3, 2)
             write_video(root / "videos" / f"{number}.mp4", large, 8)
             (root / "videos" / f"{number}.txt").write_text(scene.caption, encoding="utf-8")
         backbone = backbone_from_pretrained(str(save_tiny("wan", root / "teacher")), torch.float32, TEXT_LENGTH)

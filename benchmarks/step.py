@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
 from lightning.pytorch.callbacks import Callback
@@ -193,7 +194,7 @@ def run(case: str, folder: Path) -> None:
     scenes, clips = draw_clips(16, seed=0)
     (folder / "videos").mkdir()
     for number, (scene, clip) in enumerate(zip(scenes, clips, strict=True)):
-        write_video(folder / "videos" / f"{number}.mp4", torch.cat([clip, clip]), 8)
+        write_video(folder / "videos" / f"{number}.mp4", np.concatenate([clip, clip]), 8)
         (folder / "videos" / f"{number}.txt").write_text(scene.caption, encoding="utf-8")
     words = ["-c", str(ROOT / "recipes" / f"{recipe}.yaml")]
     words += [word for key, value in options.items() for word in (f"--{key}", str(value))]

@@ -252,7 +252,8 @@ def _set_aside(path: Path) -> None:
     aside = path.with_name(f"{path.stem}-before{path.suffix}")
     if aside.is_dir():
         shutil.rmtree(aside)
-    path.replace(aside)
+    aside.unlink(missing_ok=True)
+    path.rename(aside)
 
 
 def _apart(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -85,8 +85,9 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
     Raises:
         OSError: on every process, when one could not write.
     """
+    kept = {name: tensor.contiguous() for name, tensor in tensors.items()}  # the writer takes no others
     try:
-        dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        dcp.save(kept, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     except dcp.CheckpointException as error:  # no Exception; it holds those of all processes
         raise OSError(str(next(iter(error.failures.values()))[0])) from error
 

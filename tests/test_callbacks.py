@@ -256,19 +256,20 @@ def test_two_processes_measure_what_one_does(tiny: dict[str, Path], videos: Path
         "init_args": FEW | {"prompts": ["a cat", "a dog", "a hen"], "every": 50},
     }
     rows = []
-    for processes in (1, 2):
-        root = tmp_path / str(processes)
+    for name, processes in (("auto", 1), ("ddp_find_unused_parameters_true", 2), ("fsdp2", 2)):
+        root = tmp_path / name
         words = [*small(tiny, "wan", videos, root), "--data.cache", "null", "--trainer.max_steps", "1"]
         words += ["--trainer.devices", str(processes), "--trainer.callbacks", str([callback])]
-        words += ["--trainer.strategy", "ddp_find_unused_parameters_true"] if processes > 1 else []
+        words += ["--trainer.strategy", name]
         command = [sys.executable, "-m", "lightning_dfd", "fit", "-c", recipe("wan_dmd2"), *words]
         subprocess.run(command, check=True, capture_output=True, text=True)
         rows.append(next(row for row in logged(root) if row.get("val/videos")))
-    assert float(rows[1]["val/videos"]) == 6
+    assert float(rows[0]["val/videos"]) == 6
     names = [name for name in rows[0] if name.startswith("val/") and rows[0][name]]
     assert len(names) > 20
-    for name in names:
-        assert float(rows[1][name]) == pytest.approx(float(rows[0][name]), rel=1e-5, abs=1e-7), name
+    for row in rows[1:]:
+        for name in names:
+            assert float(row[name]) == pytest.approx(float(rows[0][name]), rel=1e-5, abs=1e-7), name
 
 
 class RecordingWandb(WandbLogger):

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.kills import differences
-from lightning_dfd.checkpoints import OURS, read_checkpoint
+from lightning_dfd import DistillationModule
+from lightning_dfd.checkpoints import OURS, STATE, CheckpointFiles, newest_whole, read_checkpoint
+from lightning_dfd.settings import GANSettings, StudentSettings
+from lightning_dfd.tiny import TEXT_LENGTH
 from tests.processes import as_two_ranks
+from tests.test_resume import content, full_disk
 
 ROOT = Path(__file__).parent.parent
 TOLERANCE = 1e-5
@@ -121,3 +127,74 @@ def test_one_process_goes_on_where_two_stopped(runs: dict[str, dict[str, Any]], 
     with pytest.warns(UserWarning, match="number of processes is 2 there and 1 here; data.batch_size is 1 there"):
         as_two_ranks(**(run | {"root": str(tmp_path), "strategy": "single", "resume": resume}))
     assert distance(end_of({"root": tmp_path}), end_of(run)) < TOLERANCE
+
+
+# ---- folders --------------------------------------------------------------------------------------------------
+
+
+def test_weights_are_taken_from_a_folder_as_from_a_file(runs: dict[str, dict[str, Any]], tiny: dict[str, Path]) -> None:
+    states = []
+    for name in ("full fsdp2", "full fsdp2 in shards"):
+        student = StudentSettings(mode="full", ema_decay=0.9)
+        module = DistillationModule(
+            str(tiny["wan"]), student=student, gan=GANSettings(weight=0.03), max_sequence_length=TEXT_LENGTH,
+            init_from=str(Path(runs[name]["root"]) / "step_4.ckpt"),
+        )  # fmt: skip
+        module.configure_model()
+        states.append({key: module.state_dict()[key] for key in module.owned_keys()})
+    assert [*differences(*states)] == []
+    assert [*differences(states[0], end_of(runs["full fsdp2"])["state_dict"])] == []
+
+
+def test_a_folder_that_lacks_rows_is_passed_over(runs: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    root = Path(runs["full fsdp2 in shards"]["root"])
+    for step in (2, 4):
+        shutil.copytree(root / f"step_{step}.ckpt", tmp_path / f"step_{step}.ckpt")
+    (tmp_path / "step_2.ckpt" / "iteration_9").mkdir()  # of a save that was killed
+    missing = next((tmp_path / "step_4.ckpt").rglob("*.safetensors"))
+    missing.unlink()
+    with pytest.warns(UserWarning, match=rf"step_4.ckpt is damaged.*{missing.name} is missing or not of \d+ bytes"):
+        assert newest_whole(tmp_path.glob("*.ckpt")) == tmp_path / "step_2.ckpt"
+    with pytest.raises(ValueError, match=r"step_4\.ckpt is damaged"):
+        read_checkpoint(tmp_path / "step_4.ckpt")
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_full_disk_leaves_the_last_good_folder(tmp_path: Path) -> None:
+    files, last = CheckpointFiles(), tmp_path / "last.ckpt"
+    files.save_shards(content(1), last)
+    with full_disk(), pytest.warns(UserWarning, match=r"last\.ckpt COULD NOT BE WRITTEN \(.*File too large"):
+        files.save_shards(content(2), last)
+    assert files.failed == {2}
+    assert read_checkpoint(last)["global_step"] == 1
+    assert torch.equal(read_checkpoint(last)["state_dict"]["b"], content(1)["state_dict"]["b"])
+    files.save_shards(content(3), last)
+    assert files.failed == set()
+    assert sorted(path.name for path in last.iterdir()) == [STATE, "iteration_3"]
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_checkpoint_of_the_other_kind_is_set_aside(tmp_path: Path) -> None:
+    files, last = CheckpointFiles(), tmp_path / "last.ckpt"
+    for step, save in enumerate((files.save_checkpoint, files.save_shards, files.save_checkpoint)):
+        save(content(step), last)
+        assert read_checkpoint(last)["global_step"] == step
+        if step:
+            assert read_checkpoint(tmp_path / "last-before.ckpt")["global_step"] == step - 1
+
+
+def test_sharding_refuses_what_it_cannot_spread(tiny: dict[str, Path]) -> None:
+    module = DistillationModule(
+        str(tiny["wan"]), student=StudentSettings(mode="full"), offload=True, max_sequence_length=TEXT_LENGTH
+    )
+    module._device_mesh = {"data_parallel": None}  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"fsdp2 shards neither quantized weights nor .* model\.offload: false"):
+        module.configure_model()
