@@ -40,12 +40,14 @@ ITERATIONS = 16
 KILLS_OF_A_RUN = 5
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1)
 DDP = {"trainer.devices": 2, "trainer.strategy": "ddp_find_unused_parameters_true"}
+SHARDED = json.dumps({"class_path": "lightning_dfd.FSDP2Strategy", "init_args": {"save_distributed_checkpoint": True}})
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora, 0 workers": {},
     "lora, 2 workers": {"data.num_workers": 2},
     "full, 0 workers": {"model.student.mode": "full"},
     "full, 2 workers": {"model.student.mode": "full", "data.num_workers": 2},
     "lora, 2 processes": DDP,
+    "full, 2 processes, sharded": {"model.student.mode": "full", "trainer.devices": 2, "trainer.strategy": SHARDED},
 }
 
 
@@ -211,10 +213,16 @@ def kill_often(words: Sequence[str], root: Path, numbers: Sequence[int], tally: 
         tally.kills += 1
         name = signal.Signals(number).name
         tally.signals[name] = tally.signals.get(name, 0) + 1
-        tally.while_saving += any((root / "checkpoints").glob(".*.tmp"))
+        tally.while_saving += is_half_saved(root / "checkpoints")
         tally.iterations_again += max(0, reached - saved)
         if number != signal.SIGKILL and saved < ITERATIONS and (code != 128 + number or saved < reached):
             raise RuntimeError(f"{name} in iteration {reached + 1}: exit code {code}, saved was iteration {saved}")
+
+
+def is_half_saved(folder: Path) -> bool:
+    """Whether a checkpoint was being written: a file that has not got its name, or a second folder of shards."""
+    sharded = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return any(folder.rglob(".*.tmp")) or any(sum(one.is_dir() for one in path.iterdir()) > 1 for path in sharded)
 
 
 def outcome(root: Path) -> dict[str, Any]:

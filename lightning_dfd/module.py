@@ -327,11 +327,13 @@ class DistillationModule(LightningModule):
     # ---- optimizers ---------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        fake: Any = self.network.parameters_of("fake")
+        self._parts = parts = {str(role): self.network.parameters_of(role) for role in TRAINED}
+        fake: Any = parts["fake"]
         if self.discriminator is not None:  # not an optimizer of its own: one counted step an iteration
+            parts["discriminator"] = list(self.discriminator.parameters())
             rate = {} if self.gan.lr is None else {"lr": self.gan.lr}
-            fake = [{"params": fake}, {"params": list(self.discriminator.parameters()), **rate}]
-        optimizers = [self.student_optimizer(self.network.parameters_of("student")), self.fake_optimizer(fake)]
+            fake = [{"params": fake}, {"params": parts["discriminator"], **rate}]
+        optimizers = [self.student_optimizer(parts["student"]), self.fake_optimizer(fake)]
         schedulers = [self.lr_scheduler(optimizer) for optimizer in optimizers] if self.lr_scheduler else []
         self._recipe_groups = settings_of(optimizers)
         return optimizers, schedulers
@@ -365,9 +367,7 @@ class DistillationModule(LightningModule):
 
     def clip(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """Clip the gradient of each part by its own norm; returns the norms before."""
-        parts: dict[str, list[Any]] = {role: self.network.parameters_of(role) for role in TRAINED}
-        parts["discriminator"] = [] if self.discriminator is None else list(self.discriminator.parameters())
-        return clip_parts(optimizer, parts, self.gradient_clip)
+        return clip_parts(optimizer, self._parts, self.gradient_clip)
 
     @property
     def latest(self) -> Mapping[str, Tensor | float]:

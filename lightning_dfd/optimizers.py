@@ -45,9 +45,7 @@ def clip_parts(optimizer: Optimizer, parts: Mapping[str, Sequence[nn.Parameter]]
     """
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     return {
-        name: whole(torch.nn.utils.clip_grad_norm_(part, largest))
-        for name, part in parts.items()
-        if part and held >= {*part}
+        name: whole(torch.nn.utils.clip_grad_norm_(part, largest)) for name, part in parts.items() if held >= {*part}
     }
 
 

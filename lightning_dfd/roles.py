@@ -41,6 +41,7 @@ class Roles(nn.Module, ABC):
     """What the training step needs to know of the roles."""
 
     held: tuple[Role, ...]  # the trained roles, and "ema" where there is one
+    _averaged: tuple[list[Tensor], list[Tensor]] | None = None
 
     @abstractmethod
     def act_as(self, role: Role) -> AbstractContextManager[nn.Module]:
@@ -93,8 +94,9 @@ class Roles(nn.Module, ABC):
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
         """ema <- decay * ema + (1 - decay) * student."""
-        average: list[Tensor] = [*self.parameters_of("ema")]
-        torch._foreach_lerp_(average, [*self.parameters_of("student")], 1.0 - decay)
+        if self._averaged is None:  # looked up once, as that takes as long as the average
+            self._averaged = [*self.parameters_of("ema")], [*self.parameters_of("student")]
+        torch._foreach_lerp_(*self._averaged, 1.0 - decay)
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile every block of the networks by itself: one piece of code for all blocks of a kind.
