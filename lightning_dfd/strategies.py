@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_dfd.checkpoints import read_checkpoint
+from lightning_dfd.checkpoints import CheckpointFiles, read_checkpoint
 from lightning_dfd.sharding import gather, spread
 
 PATIENCE = timedelta(minutes=30)
@@ -59,11 +59,16 @@ class FSDP2Strategy(ModelParallelStrategy):
         return found
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        path = self.broadcast(filepath)
-        if self._save_distributed_checkpoint:
-            self.checkpoint_io.save_shards(checkpoint, Path(path))  # type: ignore[attr-defined]
-        else:
+        path, files = self.broadcast(filepath), self.checkpoint_io
+        if not self._save_distributed_checkpoint:
             ParallelStrategy.save_checkpoint(self, checkpoint, path, storage_options)
+        elif isinstance(files, CheckpointFiles):
+            files.save_shards(checkpoint, Path(path))
+        else:
+            raise TypeError(
+                f"{type(files).__name__} writes no shards; use DistillationTrainer without a checkpoint plugin, or set "
+                "save_distributed_checkpoint: false"
+            )
 
     # ---- loading, in the order in which other strategies do it: first what may refuse, then weights, then moments ----
 
