@@ -500,14 +500,15 @@ class DistillationModule(LightningModule):
         """Load the teacher and build the roles on it; Lightning calls it once the strategy is known."""
         if self.roles is not None:
             return
-        self.build_roles(self.backbone.load_transformer())
+        mesh = self.device_mesh
+        self.build_roles(self.backbone.load_transformer(), blank=mesh is not None)
         if self.compiled:
             self.network.compile_blocks()
+        if mesh is not None:
+            self._shard(mesh["data_parallel"])
         resumed = self._trainer is not None and self.trainer.ckpt_path is not None
         if self.init_from is not None and not resumed:
             self.load_weights(self.init_from)
-        if self.device_mesh is not None:
-            self._shard(self.device_mesh["data_parallel"])
 
     def _shard(self, mesh: DeviceMesh) -> None:
         if self.backbone.quantization is not None or (self.backbone.offload and self.student.mode == "full"):
@@ -519,12 +520,13 @@ class DistillationModule(LightningModule):
         if self.discriminator is not None:  # small, so every process keeps it
             average_gradients(self.discriminator)
 
-    def build_roles(self, transformer: nn.Module) -> None:
-        """Roles, and the discriminator if there is one, on the teacher's network."""
+    def build_roles(self, transformer: nn.Module, blank: bool = False) -> None:
+        """Roles, and the discriminator if there is one, on the teacher's network; `blank` copies get their values when
+        they are sharded."""
         student = self.student
         options = {"ema": student.ema_decay is not None, "checkpointing": student.gradient_checkpointing}
         if student.mode == "full":
-            self.roles = FullRoles(transformer, **options)
+            self.roles = FullRoles(transformer, **options, blank=blank)
         else:
             targets = student.targets or self.backbone.lora_targets
             alpha = student.alpha or student.rank

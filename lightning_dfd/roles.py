@@ -30,7 +30,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
 from lightning_dfd.offload import offload_blocks
-from lightning_dfd.sharding import shard
+from lightning_dfd.sharding import blank_copy, fill, shard, spread
 from lightning_dfd.types import Role
 
 TRAINED: tuple[Role, ...] = ("student", "fake")
@@ -74,7 +74,7 @@ class Roles(nn.Module, ABC):
                 "Was the checkpoint made with another teacher, student.mode, student.rank or student.targets?"
             )
         for name, parameter in own.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(spread(weights[name], parameter))
 
     def owned(self) -> set[str]:
         """The names, in this module, of what a checkpoint has to hold: all but the teacher."""
@@ -206,14 +206,17 @@ class FullRoles(Roles):
         transformer: the teacher's network; frozen here. The copies are float32, whatever its precision.
         ema: whether to keep a moving average of the student.
         checkpointing: recompute activations block by block in the backward pass.
+        blank: leave the copies without values, which `shard` then gives them: no process has to hold whole copies.
     """
 
-    def __init__(self, transformer: nn.Module, ema: bool = False, checkpointing: bool = False) -> None:
+    def __init__(
+        self, transformer: nn.Module, ema: bool = False, checkpointing: bool = False, blank: bool = False
+    ) -> None:
         super().__init__()
         self.held = (*TRAINED, "ema") if ema else TRAINED
         self.networks = nn.ModuleDict({"teacher": transformer.requires_grad_(False)})
         for role in self.held:
-            network = copy.deepcopy(transformer).float().requires_grad_(role in TRAINED)
+            network = (blank_copy if blank else copy.deepcopy)(transformer).float().requires_grad_(role in TRAINED)
             if checkpointing and role in TRAINED:
                 _checkpoint_blocks(network, nullcontext)
             self.networks[role] = network
@@ -227,6 +230,13 @@ class FullRoles(Roles):
 
     def offload_teacher(self, device: torch.device) -> None:
         offload_blocks(self.networks["teacher"], device)
+
+    @torch.no_grad()
+    def shard(self, mesh: DeviceMesh) -> None:
+        super().shard(mesh)
+        given = dict(self.networks["teacher"].named_parameters())
+        for role in self.held:
+            fill(self.networks[role], given)
 
     def names_of(self, role: Role) -> dict[str, str]:
         self._check(role)

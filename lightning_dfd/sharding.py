@@ -5,6 +5,7 @@ A sharded parameter is a DTensor, of which each process holds some rows.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -31,6 +32,26 @@ def shard(networks: Iterable[nn.Module], blocks: Iterable[nn.Module], mesh: Devi
     """
     for module in (*blocks, *networks):
         fully_shard(module, mesh=mesh)
+
+
+def blank_copy(module: nn.Module) -> nn.Module:
+    """A copy whose parameters are on the meta device; its buffers are real."""
+    memo: dict[int, Any] = {
+        id(own): nn.Parameter(torch.empty_like(own, device="meta"), own.requires_grad) for own in module.parameters()
+    }
+    return copy.deepcopy(module, memo)
+
+
+@torch.no_grad()
+def fill(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give the parameters of a sharded module memory, where they have none, and the values of as sharded ones."""
+
+    def made(tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device=next(iter(values.values())).device) if tensor.is_meta else tensor
+
+    module._apply(made)
+    for name, parameter in module.named_parameters():
+        parameter.copy_(values[name])
 
 
 def average_gradients(module: nn.Module) -> None:

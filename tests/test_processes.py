@@ -61,6 +61,8 @@ def runs(tiny: dict[str, Path], videos: Path, tmp_path_factory: pytest.TempPathF
     for first, second in GOES_ON:
         resume = str(folder / f"full {first}" / "step_2.ckpt")
         found[f"{first}, {second}"] = run(f"{first}, {second}", mode="full", strategy=second, resume=resume)
+    student = str(folder / "full ddp" / "step_4.ckpt")
+    found["from a student"] = run("from a student", mode="full", strategy="fsdp2", init_from=student, steps=2)
     launch(folder, list(found.values()))
     return found
 
@@ -118,6 +120,13 @@ def test_any_strategy_goes_on(runs: dict[str, dict[str, Any]], first: str, secon
     if first == second:
         assert [*differences(resumed, whole)] == []
     assert distance(resumed, whole) < TOLERANCE
+
+
+def test_sharded_networks_start_from_a_student(runs: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    run = runs["from a student"]
+    as_two_ranks(**(run | {"root": str(tmp_path), "strategy": "single"}))
+    assert distance(end_of(run, 2), end_of({"root": tmp_path}, 2)) < TOLERANCE
+    assert distance(end_of(run, 2), end_of(runs["full fsdp2"], 2)) > 100 * TOLERANCE
 
 
 def test_one_process_goes_on_where_two_stopped(runs: dict[str, dict[str, Any]], tmp_path: Path) -> None:
