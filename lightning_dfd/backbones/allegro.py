@@ -10,6 +10,7 @@ from diffusers import AllegroPipeline
 from torch import Tensor
 
 from lightning_dfd.backbones.base import cleaned_captions
+from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import Scaled
 from lightning_dfd.backbones.discrete import few_step_discrete_scheduler
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
@@ -72,9 +73,9 @@ class AllegroBackbone(Scaled):
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         output: Tensor = transformer(
-            hidden_states=x_t.to(transformer.dtype),
+            hidden_states=x_t.to(dtype_of(transformer)),
             timestep=timestep,
-            encoder_hidden_states=cond["prompt_embeds"].to(transformer.dtype),
+            encoder_hidden_states=cond["prompt_embeds"].to(dtype_of(transformer)),
             encoder_attention_mask=cond["prompt_attention_mask"],
             image_rotary_emb=self._rotary(transformer, x_t),
             return_dict=False,

@@ -1,4 +1,5 @@
-"""Networks without weights: built from a config on torch's meta device, in the precision in which they are loaded."""
+"""A network's precision; and networks without weights, built from a config on torch's meta device in the precision in
+which they are loaded."""
 
 from __future__ import annotations
 
@@ -20,3 +21,16 @@ def blank_network(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
         if tensor.is_floating_point() and not kept & set(name.split(".")):
             tensor.data = tensor.data.to(dtype)
     return network.eval().requires_grad_(False)
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """The precision in which a network takes its inputs, like diffusers' `network.dtype`.
+
+    That one looks through all modules for hooks that cast layers, at every call.
+    """
+    kept = getattr(network, "_keep_in_fp32_modules", None) or ()
+    return next(
+        parameter.dtype
+        for name, parameter in network.named_parameters()
+        if parameter.is_floating_point() and not any(module in name for module in kept)
+    )

@@ -18,6 +18,7 @@ from diffusers import ClassifierFreeGuidance
 from torch import Tensor, nn
 
 from lightning_dfd.backbones.base import Backbone, pipeline_class_name
+from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.capture import Recording, first_order, first_tensor, mapped, record
 from lightning_dfd.backbones.flow import few_step_flow_scheduler, few_step_own_scheduler
 from lightning_dfd.backbones.learned import (
@@ -325,7 +326,7 @@ class CapturedBackbone(Backbone):
 
         def as_seen(name: str, value: Tensor) -> Tensor:
             dtype = inputs.dtypes[name]  # the frozen weights' own becomes that of the network which is called
-            return value.to(x_t.device, transformer.dtype if dtype == self.dtype else dtype)
+            return value.to(x_t.device, dtype_of(transformer) if dtype == self.dtype else dtype)
 
         def for_all(value: Tensor) -> Tensor:
             one = value.ndim > 0 and len(value) == 1

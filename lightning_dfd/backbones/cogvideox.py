@@ -11,6 +11,7 @@ from diffusers import CogVideoXPipeline
 from torch import Tensor
 
 from lightning_dfd.backbones.base import Backbone
+from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.discrete import few_step_discrete_scheduler
 from lightning_dfd.backbones.images import ImageChannels
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
@@ -40,9 +41,9 @@ class CogVideoXBackbone(Backbone):
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         output: Tensor = transformer(
-            hidden_states=self.network_input(x_t, cond).to(transformer.dtype),
+            hidden_states=self.network_input(x_t, cond).to(dtype_of(transformer)),
             timestep=timestep,
-            encoder_hidden_states=cond["prompt_embeds"].to(transformer.dtype),
+            encoder_hidden_states=cond["prompt_embeds"].to(dtype_of(transformer)),
             image_rotary_emb=self._rotary(transformer, x_t),
             ofs=None if transformer.config.ofs_embed_dim is None else x_t.new_full((1,), 2.0),  # as the pipeline does
             return_dict=False,

@@ -15,6 +15,7 @@ from diffusers.utils import is_torchvision_available
 from torch import Tensor, nn
 
 from lightning_dfd.backbones.base import load_pipeline, teacher_not_found
+from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
 from lightning_dfd.backbones.images import GivenFirstFrame
@@ -75,12 +76,12 @@ class Cosmos25Backbone(PerChannel):
         given = x_t.new_zeros(batch, 1, x_t.shape[2], 1, 1, dtype=torch.float32)
         given[:, :, : self.given_frames] = 1.0
         t = given * CLEAN + (1.0 - given) * timestep.float().view(batch, 1, 1, 1, 1)
-        x_t = self.network_input(x_t, cond).to(transformer.dtype)
+        x_t = self.network_input(x_t, cond).to(dtype_of(transformer))
         output: Tensor = transformer(
             hidden_states=x_t,
             condition_mask=given.to(x_t).expand(-1, -1, -1, height, width),
             timestep=t,
-            encoder_hidden_states=cond["prompt_embeds"].to(transformer.dtype),
+            encoder_hidden_states=cond["prompt_embeds"].to(dtype_of(transformer)),
             padding_mask=x_t.new_zeros(1, 1, height, width),
             return_dict=False,
         )[0]

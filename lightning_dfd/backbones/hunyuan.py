@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import Scaled
 from lightning_dfd.backbones.flow import few_step_own_scheduler
 from lightning_dfd.noise import shifted_steps
@@ -57,7 +58,7 @@ class HunyuanVideoBackbone(Scaled):
         return teacher_times(self.scheduler_config, num_steps, sigmas=shifted_steps(num_steps, 1.0))
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
-        dtype = transformer.dtype
+        dtype = dtype_of(transformer)
         output: Tensor = transformer(
             hidden_states=x_t.to(dtype),
             timestep=timestep.float(),

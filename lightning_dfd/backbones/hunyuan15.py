@@ -11,6 +11,7 @@ from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15I
 from torch import Tensor, nn
 
 from lightning_dfd.backbones.base import Backbone, read_config
+from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.images import ImageChannels, to_pictures
 from lightning_dfd.types import Conditioning, VideoSize
@@ -67,7 +68,7 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
         return first | Conditioning(second)
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
-        dtype = transformer.dtype
+        dtype = dtype_of(transformer)
         output: Tensor = transformer(
             hidden_states=self.network_input(x_t, cond).to(dtype),
             timestep=timestep.to(dtype),  # rounded like the pipeline's

@@ -14,6 +14,7 @@ from diffusers import Kandinsky5I2VPipeline
 from torch import Tensor, nn
 
 from lightning_dfd.backbones.base import Backbone
+from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
 from lightning_dfd.backbones.images import GivenFirstFrame, refuse_renoise
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
@@ -107,7 +108,7 @@ class Kandinsky5Backbone(Backbone):
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         """Prompts of different length in calls of their own, as the network has no mask for padding."""
-        dtype = transformer.dtype
+        dtype = dtype_of(transformer)
         _, frames, height, width, _ = x_t.shape
         spatial = self.compression()[1]
         visible = self.network_input(x_t, cond).to(dtype)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_dfd.backbones.base import cleaned_captions
+from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import Scaled
 from lightning_dfd.backbones.discrete import few_step_discrete_scheduler
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
@@ -69,7 +70,7 @@ class LatteBackbone(Scaled):
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         """The first half of the channels; the second is a variance, which no sampler here uses."""
-        dtype = transformer.dtype
+        dtype = dtype_of(transformer)
         hidden = cond["prompt_attention_mask"] == 0
         bias = torch.zeros(hidden.shape, dtype=dtype, device=x_t.device).masked_fill(hidden, -torch.inf)
         output: Tensor = transformer(

@@ -8,6 +8,7 @@ from typing import Any
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from torch import Tensor
 
+from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_own_scheduler
 from lightning_dfd.backbones.images import GivenFirstFrame, refuse_renoise, token_times
@@ -55,9 +56,9 @@ class LTXBackbone(PerChannel):
         shape = x_t.shape[1:]
         temporal, spatial = self.compression()
         output: Tensor = transformer(
-            hidden_states=self.pack(self.network_input(x_t, cond)).to(transformer.dtype),
+            hidden_states=self.pack(self.network_input(x_t, cond)).to(dtype_of(transformer)),
             timestep=self.network_time(timestep.float(), shape),
-            encoder_hidden_states=cond["prompt_embeds"].to(transformer.dtype),
+            encoder_hidden_states=cond["prompt_embeds"].to(dtype_of(transformer)),
             encoder_attention_mask=cond["prompt_attention_mask"],
             num_frames=shape[1],
             height=shape[2],

@@ -8,6 +8,7 @@ from typing import Any
 from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 from torch import Tensor
 
+from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_own_scheduler
 from lightning_dfd.sampler import teacher_times
@@ -39,9 +40,9 @@ class MochiBackbone(PerChannel):
         """The network is told 1000 (1 - t) and answers x0 - eps: turned here, so that the rest sees plain flow."""
         turned = self.schedule.num_train_timesteps - timestep
         output: Tensor = transformer(
-            hidden_states=x_t.to(transformer.dtype),
-            timestep=turned.to(transformer.dtype),  # rounded like the pipeline's
-            encoder_hidden_states=cond["prompt_embeds"].to(transformer.dtype),
+            hidden_states=x_t.to(dtype_of(transformer)),
+            timestep=turned.to(dtype_of(transformer)),  # rounded like the pipeline's
+            encoder_hidden_states=cond["prompt_embeds"].to(dtype_of(transformer)),
             encoder_attention_mask=cond["prompt_attention_mask"],
             return_dict=False,
         )[0]

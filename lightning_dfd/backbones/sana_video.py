@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
 from lightning_dfd.backbones.images import GivenFirstFrame, refuse_renoise, token_times
@@ -55,9 +56,9 @@ class SanaVideoBackbone(PerChannel):
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         output: Tensor = transformer(
-            hidden_states=self.network_input(x_t, cond).to(transformer.dtype),
+            hidden_states=self.network_input(x_t, cond).to(dtype_of(transformer)),
             timestep=self.network_time(timestep.float(), x_t.shape[1:]),
-            encoder_hidden_states=cond["prompt_embeds"].to(transformer.dtype),
+            encoder_hidden_states=cond["prompt_embeds"].to(dtype_of(transformer)),
             encoder_attention_mask=cond["prompt_attention_mask"],
             return_dict=False,
         )[0]

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from lightning_dfd.backbones.base import Backbone, read_config
-from lightning_dfd.backbones.blank import blank_network
+from lightning_dfd.backbones.blank import blank_network, dtype_of
 
 
 class StagedNetwork(nn.Module):
@@ -28,7 +28,7 @@ class StagedNetwork(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.transformer.dtype  # type: ignore[return-value]
+        return dtype_of(self.transformer)
 
     @property
     def config(self) -> Any:

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from lightning_dfd.backbones.base import Backbone, read_config
+from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
 from lightning_dfd.backbones.images import GivenFirstFrame, ImageChannels, to_pictures, token_times
@@ -38,9 +39,9 @@ class WanBackbone(PerChannel):
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         output: Tensor = transformer(
-            hidden_states=self.network_input(x_t, cond).to(transformer.dtype),
+            hidden_states=self.network_input(x_t, cond).to(dtype_of(transformer)),
             timestep=self._network_time(timestep.float(), x_t.shape),
-            encoder_hidden_states=cond["prompt_embeds"].to(transformer.dtype),
+            encoder_hidden_states=cond["prompt_embeds"].to(dtype_of(transformer)),
             encoder_hidden_states_image=self._image_embeds(transformer, cond),
             return_dict=False,
         )[0]
@@ -103,7 +104,7 @@ class WanImageBackbone(ImageChannels, WanBackbone):
         return {"image_embeds": self.encoders.encode_image(to_pictures(images), self.device)}
 
     def _image_embeds(self, transformer: Any, cond: Conditioning) -> Tensor | None:
-        return cond["image_embeds"].to(transformer.dtype) if "image_embeds" in cond.tensors else None
+        return cond["image_embeds"].to(dtype_of(transformer)) if "image_embeds" in cond.tensors else None
 
 
 class WanStagedImageBackbone(Staged, WanImageBackbone):
