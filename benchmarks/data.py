@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ FRAMES = 17
 Reader = Callable[[Path], Any]
 
 
+@cache
 def own_size(path: Path) -> VideoSize:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -119,10 +121,10 @@ def cached(count: int) -> list[dict[str, Any]]:
         start = time.perf_counter()
         write_cache(backbone, list_clips(root / "videos").clips, root / "cache", [size], 8.0, [""], batch_size=4)
         wrote = count / (time.perf_counter() - start)
-        for cache in (None, str(root / "cache")):
+        for made in (None, str(root / "cache")):
             for workers in (0, 2):
                 data = VideoDataModule(
-                    str(root / "videos"), cache, size.frames, size.height, size.width, fps=8.0, batch_size=4,
+                    str(root / "videos"), made, size.frames, size.height, size.width, fps=8.0, batch_size=4,
                     num_workers=workers,
                 )  # fmt: skip
                 data.setup("fit")
@@ -132,7 +134,7 @@ def cached(count: int) -> list[dict[str, Any]]:
                 for _ in range(count):
                     next(batches)
                 rate = 4 * count / (time.perf_counter() - start)
-                rows.append({"from": "files" if cache is None else "cache", "workers": workers, "clips/s": rate})
+                rows.append({"from": "files" if made is None else "cache", "workers": workers, "clips/s": rate})
     rows.append({"from": "writing the cache, tiny VAE", "workers": 0, "clips/s": wrote})
     return rows
 
