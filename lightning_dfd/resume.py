@@ -116,6 +116,10 @@ def last_path(trainer: Any) -> Path | None:
     return None
 
 
+def _keeps_last(trainer: Any) -> bool:
+    return any(getattr(callback, "save_last", None) for callback in trainer.checkpoint_callbacks)
+
+
 # ---- logs -----------------------------------------------------------------------------------------------------
 
 
@@ -221,8 +225,12 @@ class LeaveInTime(Callback):
             raise SIGTERMException(128 + asked)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        wanted = any(getattr(callback, "save_last", None) for callback in trainer.checkpoint_callbacks)
-        if wanted and trainer.saved_step is not None:  # if nothing was saved yet, ModelCheckpoint will do it
+        if _keeps_last(trainer) and trainer.saved_step is not None:  # if nothing was saved yet, ModelCheckpoint will
+            self._save(trainer)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        # A run that was killed between its last two checkpoints has nothing left to train, and no `last.ckpt` of it.
+        if _keeps_last(trainer) and trainer.saved_step is None and trainer.ckpt_path is not None:
             self._save(trainer)
 
     def _agreed(self, trainer: Any) -> int:

@@ -122,6 +122,19 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
     assert any("6.ckpt is no checkpoint of this package" in text for text in said)
 
 
+def test_a_run_that_was_killed_before_its_last_save_gets_it(
+    tiny: dict[str, Path], videos: Path, tmp_path: Path
+) -> None:
+    fit(tiny["wan"], videos, 4, tmp_path)
+    last, end = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "checkpoints" / "step=4.ckpt"
+    last.unlink()
+    fit(tiny["wan"], videos, 4, tmp_path)
+    saved, expected = read_checkpoint(last), read_checkpoint(end)
+    assert [*differences(saved["state_dict"], expected["state_dict"])] == []
+    assert [*differences(saved["optimizer_states"], expected["optimizer_states"])] == []
+    assert [*differences(saved["loops"], expected["loops"])] == []
+
+
 # ---- what has to agree ----------------------------------------------------------------------------------------
 
 
