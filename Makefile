@@ -33,7 +33,7 @@ backbones: install
 
 # Toy runs that are killed at random and have to end as if they had not been.
 kills: install
-	$(BIN)/python -m benchmarks.kills --kills 50 --output outputs/kills
+	$(BIN)/python -m benchmarks.kills --kills 60 --output outputs/kills
 
 # Bad inputs and faults: exit code 1 if one is lost.
 faults: install

@@ -1,6 +1,6 @@
 """Kills toy runs at random, starts them again, and compares their ends with those of uninterrupted runs, bit by bit.
 
-    python -m benchmarks.kills --kills 50 --output outputs/kills      (or: make kills)
+    python -m benchmarks.kills --kills 60 --output outputs/kills      (or: make kills)
 
 A run of a few iterations, with everything that has a state (two optimizers, a discriminator, moving average,
 schedulers, accumulation, data forcing, alarms, logs), is started again and again with one command line, which ends in
@@ -281,7 +281,7 @@ def killed_runs(folder: Path, name: str, kills: int, chance: random.Random) -> T
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50, help="of all variants together")
+    parser.add_argument("--kills", type=int, default=60, help="of all variants together")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--output", type=Path, default=Path("outputs/kills"), help="folder, made anew")
     parser.add_argument("--seed", type=int, default=0)
