@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,14 @@ def test_model_cards_prepare_a_pipeline_as_we_do(tiny: dict, family: str) -> Non
         pipe.state.append(pipe.guider.guidance_scale if hasattr(pipe, "guider") else None)
     assert ours.state == theirs.state
     assert ours.state != [False, False, None, None]
+
+
+@pytest.mark.parametrize("name", ["tokenizer/tokenizer.json", "text_encoder/model.safetensors", "vae/config.json"])
+def test_a_damaged_file_of_the_teacher_is_named(tiny: dict[str, Path], tmp_path: Path, name: str) -> None:
+    shutil.copytree(tiny["wan"], tmp_path / "teacher")
+    path = tmp_path / "teacher" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(
+        FileNotFoundError, match=rf"no diffusers pipeline could be read .* damaged: {name}\. Give a folder"
+    ):
+        backbone_from_pretrained(str(tmp_path / "teacher")).encode_prompts(["a cat"])

@@ -17,6 +17,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, PipelineQuantizationConfig
 from diffusers.utils import is_bs4_available, is_ftfy_available
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lightning_dfd.backbones.blank import blank_network
@@ -404,7 +405,7 @@ def load_pipeline(source: str, dtype: torch.dtype, name: str | None = None, **co
     that are given (as None)."""
     try:
         return getattr(diffusers, name or "DiffusionPipeline").from_pretrained(source, dtype=dtype, **components)
-    except OSError as error:
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:  # the latter two do not name their file
         raise teacher_not_found(source, error) from error
 
 
@@ -422,13 +423,30 @@ def pipeline_class_name(source: str) -> str:
     return str(read_config(DiffusionPipeline, source)["_class_name"])
 
 
-def teacher_not_found(source: str, error: OSError) -> FileNotFoundError:
+def teacher_not_found(source: str, error: Exception) -> FileNotFoundError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    damaged = _damaged_files(Path(source)) if Path(source).is_dir() else []
+    named = f"damaged: {', '.join(damaged)}. " if damaged else ""
     return FileNotFoundError(
-        f"no diffusers pipeline could be read from {source!r}: {reason} "
+        f"no diffusers pipeline could be read from {source!r}: {reason} {named}"
         "Give a folder written by save_pretrained, or a hub id that this machine can reach "
         "(download it first with: hf download <id>)."
     )
+
+
+def _damaged_files(folder: Path) -> list[str]:
+    """The files of a pipeline that are cut off or no JSON."""
+    damaged = []
+    for path in sorted(folder.rglob("*")):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_bytes())
+            elif path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+        except (ValueError, OSError, SafetensorError):
+            damaged.append(path.relative_to(folder).as_posix())
+    return damaged
 
 
 def _without_private(config: Mapping[str, Any]) -> dict[str, Any]:
