@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from lightning_dfd.backbones.base import Backbone, read_config
-from lightning_dfd.backbones.blank import blank_network, dtype_of
+from lightning_dfd.backbones.blank import blank_network
 
 
 class StagedNetwork(nn.Module):
@@ -27,8 +27,8 @@ class StagedNetwork(nn.Module):
         self.transformer, self.transformer_2, self.boundary = transformer, transformer_2, boundary
 
     @property
-    def dtype(self) -> torch.dtype:
-        return dtype_of(self.transformer)
+    def _keep_in_fp32_modules(self) -> Any:  # what `dtype_of` passes over, as in diffusers' own networks
+        return getattr(self.transformer, "_keep_in_fp32_modules", None)
 
     @property
     def config(self) -> Any:
