@@ -45,7 +45,11 @@ def _shown(value: Any) -> str:
 
 def report(name: str, rows: Sequence[Mapping[str, Any]], output: str, **more: Any) -> None:
     """Print a table and write `<output>/<name>.json`, with machine, commit and command."""
-    facts = {"machine": machine(), "commit": commit_of(Path(__file__).parent), "command": " ".join(sys.argv)}
+    facts = {
+        "machine": machine(),
+        "commit": commit_of(Path(__file__).parent),
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
+    }
     print(table(rows))
     print("\n".join(f"{key}: {value}" for key, value in facts.items()))
     folder = Path(output)
