@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import signal
@@ -20,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_dfd.checkpoints import differing, newest_whole
-from lightning_dfd.data.files import replacing
+from lightning_dfd.loggers import read_rows, write_rows
 
 # ---- what has to agree ----------------------------------------------------------------------------------------
 
@@ -161,17 +160,12 @@ def _continue_csv(logger: CSVLogger, rows: int) -> None:
         path.rename(aside)
     if not aside.is_file():
         return
-    with aside.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        kept, names = [row for _, row in zip(range(rows), reader, strict=False)], list(reader.fieldnames or ())
+    found, columns = read_rows(aside)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Experiment logs directory")  # says that it will delete them
         writer = logger.experiment
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, fieldnames=names)
-        table.writeheader()
-        table.writerows(kept)
-    writer.metrics_keys = names
+    write_rows(path, found[:rows], columns)
+    writer.metrics_keys = columns
     aside.unlink()
 
 
@@ -180,8 +174,7 @@ def _rows_of(logger: CSVLogger) -> int:
     if not path.is_file():
         return 0
     logger.save()
-    with path.open(encoding="utf-8", newline="") as file:
-        return sum(1 for _ in csv.DictReader(file))
+    return len(read_rows(path)[0])
 
 
 # ---- signals --------------------------------------------------------------------------------------------------

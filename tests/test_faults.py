@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import warnings
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,27 @@ def test_a_guarded_logger_warns_once_by_name_and_stays_what_it_is(tmp_path: Path
     assert str(caught[0].message).startswith("Remote failed (ConnectionError: gone); training goes on")
     assert isinstance(loggers[0], Remote)
     assert len((Path(loggers[1].log_dir) / "metrics.csv").read_text().splitlines()) == 4
+
+
+def test_a_kill_leaves_the_rows_of_a_csv_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's own writer empties the file when a new column comes."""
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
+    guard([logger])
+    for step in range(3):
+        logger.log_metrics({"a": 1.0}, step=step)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(csv.DictWriter, "writerows", killed)
+    with pytest.raises(KeyboardInterrupt):
+        logger.log_metrics({"b": 1.0}, step=3)
+    monkeypatch.undo()
+    file = Path(logger.log_dir) / "metrics.csv"
+    assert [row["step"] for row in csv.DictReader(file.read_text().splitlines())] == ["0", "1", "2"]
+    logger.log_metrics({"c": 1.0}, step=4)
+    rows = [*csv.DictReader(file.read_text().splitlines())]
+    assert [(row["step"], row["a"], row["b"], row["c"]) for row in rows[-2:]] == [
+        ("3", "", "1.0", ""),
+        ("4", "", "", "1.0"),
+    ]

@@ -34,10 +34,10 @@ from lightning_dfd.data.listing import Clip, Problem, first_problems
 from lightning_dfd.data.video import VideoError, best_size, read_video
 from lightning_dfd.types import Conditioning, VideoSize
 
-FORMAT = 2
+FORMAT = 3
 INDEX = "cache.json"
 LATENTS = "latents"
-CHECKSUM, BUCKET = "crc32", "bucket"  # in a file's metadata, besides what it was made from
+CHECKSUM, BUCKET = "checksum", "bucket"  # in a file's metadata, besides what it was made from
 MAKE_IT = "make it with: lightning cache -c RECIPE"
 MAKE_AGAIN = "make it again with: lightning cache -c RECIPE"
 DELETE_IT = "delete the file and " + MAKE_AGAIN
@@ -308,7 +308,7 @@ def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -
     whole = {name: value.contiguous().clone() for name, value in tensors.items()}
     with replacing(path) as temporary:
         try:
-            save_file(whole, temporary, metadata=metadata | {CHECKSUM: _checksum(whole)})
+            save_file(whole, temporary, metadata=metadata | {CHECKSUM: _checksum(whole, metadata)})
         except SafetensorError as error:  # of the file system, a full disk above all
             raise OSError(f"{path} could not be written ({error}); make room and run the command again: it goes on "
                           "where it stopped") from error  # fmt: skip
@@ -326,9 +326,10 @@ def _metadata(path: Path) -> dict[str, str] | None:
     return {key: value for key, value in metadata.items() if key != CHECKSUM} if CHECKSUM in metadata else None
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Of names, kinds, shapes and content."""
-    value = 0
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """CRC-32 of names, kinds, shapes and content of the tensors, and of what else the file says."""
+    said = {key: value for key, value in metadata.items() if key != CHECKSUM}
+    value = zlib.crc32(json.dumps(said, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         value = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode(), value)
@@ -479,7 +480,7 @@ def _load(path: Path, what: str, made_from: Mapping[str, str]) -> dict[str, Tens
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise CacheError(f"{path}, {what}, is damaged ({error}); {DELETE_IT}") from error
-    if metadata.get(CHECKSUM) != _checksum(tensors):
+    if metadata.get(CHECKSUM) != _checksum(tensors, metadata):
         raise CacheError(f"{path}, {what}, is damaged (its checksum is wrong); {DELETE_IT}")
     if any(metadata.get(key) != value for key, value in made_from.items()):
         raise CacheError(f"{path} is not {what}, but made from something else; {DELETE_IT}")

@@ -253,6 +253,22 @@ def test_unknown_prompt_and_damaged_files_have_a_remedy(tmp_path, folder):
         cache.load(3)
 
 
+def test_a_bit_that_flipped_anywhere_is_noticed(tmp_path, folder):
+    """Also in what a file says of its origin, which no tensor depends on."""
+    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None, progress=False)
+    cache = LatentCache.open(tmp_path / "cache")
+    content = cache.latents_path(0).read_bytes()
+    assert len(content) < 2000
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        cache.latents_path(0).write_bytes(flipped)
+        with pytest.raises(CacheError, match="is damaged"):
+            cache.load(0)
+    cache.latents_path(0).write_bytes(content)
+    cache.load(0)
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_share_the_work_and_the_first_writes_the_index(tmp_path, folder, count):
     """One after the other here: what the last gathers is what all gave."""
