@@ -32,6 +32,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_dfd import cli
 from lightning_dfd.checkpoints import OURS, newest_whole, read_checkpoint
 from lightning_dfd.data import write_video
+from lightning_dfd.data.files import replacing
 from lightning_dfd.tiny import TEXT_LENGTH, save_tiny
 from lightning_dfd.toy.world import draw_clips
 
@@ -59,7 +60,8 @@ class Bell(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.is_global_zero:
-            self.path.write_text(str(trainer.global_step), encoding="utf-8")
+            with replacing(self.path) as temporary:  # a kill must leave a number
+                temporary.write_text(str(trainer.global_step), encoding="utf-8")
 
 
 @dataclass
@@ -180,8 +182,7 @@ def kill_at(pid: int, bell: Path, iteration: int, number: int, chance: random.Ra
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
             return False
         time.sleep(0.005)
-        text = bell.read_text(encoding="utf-8") if bell.is_file() else ""
-        now = int(text) if text else -1
+        now = int(bell.read_text(encoding="utf-8")) if bell.is_file() else -1
         if first < 0 <= now:
             first, began = now, time.perf_counter()
     pace = (time.perf_counter() - began) / (now - first) if now > first else 0.2
