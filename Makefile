@@ -9,11 +9,13 @@ export OMP_NUM_THREADS ?= 1
 
 install: $(VENV)/.installed
 
-# torch first and by its exact version: a resolver that is free to choose takes gigabytes of CUDA.
+# torch first and by its exact version: a resolver that is free to choose takes gigabytes of CUDA. torchao, for one test,
+# beside the packages: diffusers would import it everywhere, with half a page of warnings.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install -q -c constraints.txt --no-deps --upgrade --target $(VENV)/torchao torchao
 	touch $@
 
 demo: install

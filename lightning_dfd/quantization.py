@@ -47,11 +47,17 @@ class Quantization:
 
         Raises:
             ImportError: the backend is not installed.
+            ValueError: diffusers runs it on a GPU alone, and there is none.
         """
         if importlib.util.find_spec(self.backend) is None:
             raise ImportError(
                 f"model.quantization.backend is {self.backend}, which is not installed; "
                 f"install it with: pip install 'lightning-dfd[{self.backend}]'"
+            )
+        if self.backend == "bitsandbytes" and not torch.accelerator.is_available():
+            raise ValueError(
+                "model.quantization.backend is bitsandbytes, which needs a GPU, and there is none; "
+                "set backend: torchao, or model.quantization: null"
             )
         if self.backend == "torchao":
             return TorchAoConfig(getattr(importlib.import_module("torchao.quantization"), TORCHAO[self.kind])())

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
+import json
+import os
+import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers.quantizers import quantization_config
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
 from lightning_dfd.data import VideoDataModule
 from lightning_dfd.offload import offload_blocks
 from lightning_dfd.quantization import Quantization
-from lightning_dfd.roles import RECOMPILE_LIMIT, LoraRoles, Roles
+from lightning_dfd.roles import RECOMPILE_LIMIT, Roles
 from lightning_dfd.settings import DMDSettings, GANSettings, SamplingSettings, StudentSettings
 from lightning_dfd.tiny import TEXT_LENGTH, TINY
 from lightning_dfd.types import VideoSize
 from tests.test_module import fit, make_module, make_trainer
-from tests.test_roles import inputs, make, stir, student_gradients
+from tests.test_roles import inputs, make, student_gradients
+
+ROOT = Path(__file__).parent.parent
+TORCHAO = Path(sys.prefix) / "torchao"  # `make install` puts it there
 
 # ---- compile ----------------------------------------------------------------------------------------------------
 
@@ -86,49 +89,6 @@ def test_compiled_blocks_are_not_compiled_for_ever_under_a_gan(tiny: dict[str, P
 # ---- quantisation -----------------------------------------------------------------------------------------------
 
 
-class Int8Linear(nn.Linear):
-    """What a backend makes of a linear layer, in short: integers with a scale for each row."""
-
-    @classmethod
-    def of(cls, linear: nn.Linear) -> Int8Linear:
-        made = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
-        scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
-        made.weight = nn.Parameter((linear.weight.detach() / scale).round().to(torch.int8), requires_grad=False)
-        made.register_buffer("scale", scale)
-        made.bias = linear.bias
-        return made
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale.to(x.dtype), self.bias)
-
-
-def quantize(network: nn.Module) -> nn.Module:
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(parent, name, Int8Linear.of(child))
-    return network
-
-
-def test_adapters_train_on_a_quantised_base(backbone: Backbone) -> None:
-    """Only they get gradients, x0 is close to the unquantised teacher's, and the base stays as it was."""
-    x_t, t, cond = inputs(backbone)
-    exact = backbone.load_transformer()
-    roles = LoraRoles(quantize(copy.deepcopy(exact)), backbone.lora_targets, rank=4, alpha=4, checkpointing=True)
-    with torch.no_grad(), roles.act_as("teacher") as network:
-        quantized = backbone.x0(network, x_t, t, cond)
-        expected = backbone.x0(exact, x_t, t, cond)
-    error = float((quantized - expected).norm() / expected.norm())
-    assert 0 < error < 0.02, error
-    stir(roles)
-    gradients = student_gradients(roles, backbone)
-    assert len(gradients) == len(roles.parameters_of("student"))
-    assert sum(float(gradient.norm()) for gradient in gradients) > 0
-    own = {id(parameter) for parameter in roles.parameters_of("student")}
-    assert all(parameter.grad is None for parameter in roles.parameters() if id(parameter) not in own)
-    assert {p.dtype for name, p in roles.named_parameters() if "to_q.base_layer.weight" in name} == {torch.int8}
-
-
 @pytest.mark.parametrize("backend", ["torchao", "bitsandbytes"])
 def test_a_missing_backend_is_an_error_that_names_its_extra(
     tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch, backend: Any
@@ -147,23 +107,32 @@ def test_what_cannot_be_quantised_is_refused(tiny: dict[str, Path]) -> None:
 
 
 def test_configs_are_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of bitsandbytes; torchao's is built of a stand-in for its class."""
+    """Of bitsandbytes, which needs a GPU; torchao's are run below."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.45.0")
+    with pytest.raises(ValueError, match="needs a GPU, and there is none; set backend: torchao"):
+        Quantization("bitsandbytes", "int8").config(torch.bfloat16)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     int8, nf4 = (Quantization("bitsandbytes", kind).config(torch.bfloat16) for kind in ("int8", "nf4"))
     assert int8.load_in_8bit
     assert nf4.load_in_4bit
     assert (nf4.bnb_4bit_quant_type, nf4.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
 
-    api: Any = types.ModuleType("torchao.quantization")
-    api.AOBaseConfig = type("AOBaseConfig", (), {})
-    api.Int8WeightOnlyConfig = type("Int8WeightOnlyConfig", (api.AOBaseConfig,), {})
-    api.quant_api = api
-    for name in ("torchao", "torchao.quantization", "torchao.quantization.quant_api"):
-        monkeypatch.setitem(sys.modules, name, api)
-    monkeypatch.setattr(quantization_config, "is_torchao_version", lambda *_: False)
-    torchao = Quantization("torchao", "int8").config(torch.bfloat16)
-    assert isinstance(torchao.quant_type, api.Int8WeightOnlyConfig)
+
+@pytest.mark.parametrize("family", ["wan", "cogvideox"])
+def test_torchao_trains_resumes_and_leaves_the_teacher(tiny: dict[str, Path], tmp_path: Path, family: str) -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.quantized", str(tiny[family]), str(tmp_path)],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(TORCHAO)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert not found.returncode, found.stderr[-3000:]
+    kinds = json.loads(found.stdout.splitlines()[-1])
+    errors = {kind: measured.pop("error") for kind, measured in kinds.items()}
+    assert 0 < errors["int8"] < 0.01, errors
+    assert 0 < errors["fp8"] < 0.04, errors
+    same = {"trained": ["torch.float32"], "moved": True, "teacher_stays": True, "resumes": True}
+    same |= {"base_gradients": 0, "base_saved": []}
+    assert kinds == {"int8": {"stored": ["Int8Tensor"], **same}, "fp8": {"stored": ["Float8Tensor"], **same}}
 
 
 def test_an_export_is_merged_into_the_teacher_as_published(tiny: dict[str, Path], tmp_path: Path) -> None:
