@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.fabric.cli
+import torch
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -241,6 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"lightning: error: {line}")
     finally:
         sys.argv = program
+        if torch.distributed.is_initialized():  # else gloo's threads may abort the process when it ends
+            torch.distributed.destroy_process_group()
 
 
 def run(arguments: list[str]) -> DistillationCLI:

@@ -218,6 +218,19 @@ def test_console_scripts_are_installed() -> None:
         assert done.stdout.startswith("usage: lightning COMMAND")
 
 
+def test_processes_part_before_they_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Lightning leaves gloo's threads running, which may abort the process in place of its exit code."""
+
+    def stopped(arguments: list[str]) -> None:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/met", rank=0, world_size=1)
+        sys.exit(143)
+
+    monkeypatch.setattr(cli, "run", stopped)
+    with pytest.raises(SystemExit, match="143"):
+        cli.main(["fit"])
+    assert not torch.distributed.is_initialized()
+
+
 def test_fabrics_commands_are_passed_on() -> None:
     scripts = Path(sys.executable).parent
     done = subprocess.run([scripts / "lightning", "consolidate", "--help"], capture_output=True, text=True, check=True)
