@@ -12,7 +12,7 @@ from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import Scaled
 from lightning_dfd.backbones.flow import few_step_own_scheduler
 from lightning_dfd.noise import shifted_steps
-from lightning_dfd.sampler import teacher_times
+from lightning_dfd.sampler import Step, teacher_times
 from lightning_dfd.types import Conditioning, SampleKind
 
 EMBEDDED_GUIDANCE = 6.0  # the default of the pipeline's call: an input of the network, for teacher and student alike
@@ -54,7 +54,7 @@ class HunyuanVideoBackbone(Scaled):
         pooled = torch.zeros(batch_size, self.transformer_config["pooled_projection_dim"], dtype=self.dtype)
         return super().blank_prompts(batch_size) | Conditioning({"pooled_prompt_embeds": pooled})
 
-    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[float, ...]:
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
         return teacher_times(self.scheduler_config, num_steps, sigmas=shifted_steps(num_steps, 1.0))
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
