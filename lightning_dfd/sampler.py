@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import diffusers
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -138,6 +139,8 @@ def teacher_times(scheduler_config: Mapping[str, Any], num_steps: int, **own: An
         raise _refused(name, f"is no solver whose steps are known here; known are {', '.join(SOLVERS)}")
     scheduler = getattr(diffusers, name).from_config(dict(scheduler_config))
     _check_settings(name, scheduler.config)
+    if "sigmas" in own:
+        own["sigmas"] = np.array(own["sigmas"])  # as pipelines hand them
     try:
         scheduler.set_timesteps(num_steps, **own)
     except (ValueError, TypeError, AssertionError, IndexError, ZeroDivisionError) as error:

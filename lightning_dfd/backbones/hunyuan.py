@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,7 +56,8 @@ class HunyuanVideoBackbone(Scaled):
         return super().blank_prompts(batch_size) | Conditioning({"pooled_prompt_embeds": pooled})
 
     def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
-        return teacher_times(self.scheduler_config, num_steps, sigmas=shifted_steps(num_steps, 1.0))
+        own = np.linspace(1.0, 0.0, num_steps + 1)[:-1]  # as the pipeline: a last digit decides how timesteps round
+        return teacher_times(self.scheduler_config, num_steps, sigmas=own)
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         dtype = dtype_of(transformer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from torch import Tensor
 
@@ -48,9 +49,8 @@ class LTXBackbone(PerChannel):
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         values = (self.scheduler_config[name] for name in names)
         tokens = shape[1] * shape[2] * shape[3]
-        return teacher_times(
-            self.scheduler_config, num_steps, sigmas=shifted_steps(num_steps, 1.0), mu=calculate_shift(tokens, *values)
-        )
+        own = np.linspace(1.0, 1 / num_steps, num_steps)  # as the pipeline: a last digit decides how timesteps round
+        return teacher_times(self.scheduler_config, num_steps, sigmas=own, mu=calculate_shift(tokens, *values))
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         shape = x_t.shape[1:]
