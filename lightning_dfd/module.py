@@ -235,7 +235,11 @@ class DistillationModule(LightningModule):
 
     def first_step_loss(self, z: Tensor, cond: Conditioning) -> Tensor:
         """DP-DMD (2602.03139): from noise z, the student's first step against the guided teacher's path from the
-        same z to the student's second time. The DMD gradient never reaches this step (see `generate`)."""
+        same z to the student's second time. The DMD gradient never reaches this step (see `generate`).
+
+        The authors' code takes one z for this and for DMD, and sends the DMD gradient through all later steps of its
+        rollout. Here `generate` draws a z of its own and one step for the gradient: docs/concepts.md compares the two.
+        """
         first, second = self.sampling.steps[:2]
         anchors = torch.linspace(first, second, self.diversity.anchor_steps + 1, dtype=torch.float64).tolist()
         t, t_k = (z.new_full((len(z),), time, dtype=torch.float64) for time in (first, second))

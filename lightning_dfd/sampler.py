@@ -37,11 +37,15 @@ class Step(NamedTuple):
 
     A step need not end where the next begins. diffusers' DDIM steps from row t to row t - T // n and asks next at the
     next row of its list, which is another one where n does not divide T.
+
+    Args:
+        scale: what latents are multiplied by before it; 1 but for a first step that begins at weaker noise.
     """
 
     timestep: float
     start: Level
     end: Level
+    scale: float = 1.0
 
 
 def roll_to(
@@ -78,7 +82,9 @@ def sample(
     Args:
         times: a student's, largest first; or a teacher's steps, as `teacher_times` gives them.
     """
-    return _follow(denoise, schedule, noise, _way(noise, times), kind, draw, on_step)
+    first = times[0]
+    x = noise * first.scale if isinstance(first, Step) else noise
+    return _follow(denoise, schedule, x, _way(noise, times), kind, draw, on_step)
 
 
 def _follow(
@@ -121,7 +127,9 @@ def _way(x: Tensor, times: Sequence[float] | Sequence[Step]) -> list[tuple[Time,
 # ---- the teacher's own steps ------------------------------------------------------------------------------------
 
 
-def teacher_times(scheduler_config: Mapping[str, Any], num_steps: int, **own: Any) -> tuple[Step, ...]:
+def teacher_times(
+    scheduler_config: Mapping[str, Any], num_steps: int, inverted: bool = False, **own: Any
+) -> tuple[Step, ...]:
     """The steps that the teacher's own scheduler would take, `num_steps` of them, by its solver of first order.
 
     Timesteps, spacing and noise levels are the scheduler's own. The step is Euler's for flow and DDIM's for tables:
@@ -129,6 +137,7 @@ def teacher_times(scheduler_config: Mapping[str, Any], num_steps: int, **own: An
     used one carries state.
 
     Args:
+        inverted: the pipeline counts time the other way, as Mochi's does.
         own: what the pipeline hands to `set_timesteps` besides: its own `sigmas`, or `mu`.
 
     Raises:
@@ -137,8 +146,10 @@ def teacher_times(scheduler_config: Mapping[str, Any], num_steps: int, **own: An
     name = str(scheduler_config["_class_name"])
     if name not in SOLVERS:
         raise _refused(name, f"is no solver whose steps are known here; known are {', '.join(SOLVERS)}")
+    if num_steps < 1:
+        raise ValueError(f"the teacher cannot be sampled in {num_steps} steps; take at least 1")
     scheduler = getattr(diffusers, name).from_config(dict(scheduler_config))
-    _check_settings(name, scheduler.config)
+    _check_settings(name, scheduler.config, inverted)
     if "sigmas" in own:
         own["sigmas"] = np.array(own["sigmas"])  # as pipelines hand them
     try:
@@ -150,14 +161,16 @@ def teacher_times(scheduler_config: Mapping[str, Any], num_steps: int, **own: An
     if len(told) != num_steps:
         raise _refused(name, f"makes {len(told)} network calls of {num_steps} steps; take another number of steps")
     steps = _row_steps(scheduler, told) if name in ROW_SOLVERS else _sigma_steps(name, scheduler, told)
-    if not all(math.isfinite(value) for step in steps for level in step[1:] for value in level):
+    if not all(math.isfinite(value) for step in steps for level in (step.start, step.end) for value in level):
         raise _refused(name, f"divides by zero in {num_steps} steps; take more")
     if not all(step.start[1] > 0 for step in steps):
         raise _refused(name, f"asks where there is no noise in {num_steps} steps; take another number of steps")
     return steps
 
 
-def _check_settings(name: str, config: Mapping[str, Any]) -> None:
+def _check_settings(name: str, config: Mapping[str, Any], inverted: bool) -> None:
+    if bool(config.get("invert_sigmas")) != inverted:
+        raise _refused(name, f"has invert_sigmas {not inverted}; this pipeline needs {inverted}")
     if config.get("thresholding"):
         raise _refused(name, "has thresholding, which changes latents as no step of ours does; set it to false")
     if name == "DDIMScheduler" and config["clip_sample"]:
@@ -189,7 +202,7 @@ def _row_steps(scheduler: Any, told: Sequence[float]) -> tuple[Step, ...]:
 
 def _sigma_steps(name: str, scheduler: Any, told: Sequence[float]) -> tuple[Step, ...]:
     """From each of the scheduler's sigmas to the next: of flow they are times, of tables sigma / alpha."""
-    sigmas = scheduler.sigmas.double().tolist()
+    sigmas, scale = scheduler.sigmas.double().tolist(), 1.0
     if name == FLOW_SOLVER or scheduler.config.get("use_flow_sigmas"):
         if scheduler.config.get("invert_sigmas"):  # Mochi's, whose time runs the other way
             total = scheduler.config.num_train_timesteps
@@ -200,11 +213,10 @@ def _sigma_steps(name: str, scheduler: Any, told: Sequence[float]) -> tuple[Step
     else:
         levels = [(1.0 / math.hypot(1.0, sigma), sigma / math.hypot(1.0, sigma)) for sigma in sigmas]
         if name in EULER_SOLVERS:  # they carry x / alpha, and return it
-            shrunk = 1.0 - float(scheduler.init_noise_sigma) * levels[0][0]
-            if abs(shrunk) > 1e-4:
-                raise _refused(name, f"begins at noise that is {shrunk:.1%} too weak; set timestep_spacing: leading")
+            scale = float(scheduler.init_noise_sigma) * levels[0][0]
             levels[-1] = (1.0, sigmas[-1])
-    return tuple(Step(timestep, *ends) for timestep, ends in zip(told, itertools.pairwise(levels), strict=True))
+    steps = [Step(timestep, *ends) for timestep, ends in zip(told, itertools.pairwise(levels), strict=True)]
+    return steps[0]._replace(scale=scale), *steps[1:]
 
 
 def _refused(name: str, reason: str) -> ValueError:

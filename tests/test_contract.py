@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
 from lightning_dfd.backbones.hunyuan15 import HunyuanVideo15Backbone
 from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone, Kandinsky5ImageBackbone
 from lightning_dfd.backbones.latte import LatteBackbone
@@ -57,7 +58,7 @@ class Rounds(WanBackbone):
         return tuple(step._replace(timestep=int(step.timestep)) for step in super().teacher_times(num_steps, shape))
 
 
-class StepsToTheNextRow(LatteBackbone):
+class StepsToTheNextRow(CogVideoXBackbone):
     def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
         steps = super().teacher_times(num_steps, shape)
         ends = [*(step.start for step in steps[1:]), steps[-1].end]
@@ -133,7 +134,7 @@ class WrongShape(WanBackbone):
         (WrongStatistics, "wan", ["decode"]),
         (WrongTimes, "wan", ["replay", "held_out"]),
         (Rounds, "wan", ["replay"]),
-        (StepsToTheNextRow, "latte", ["replay"]),
+        (StepsToTheNextRow, "cogvideox", ["replay"]),
         (WrongTimestep, "wan", ["x0", "replay"]),
         (DeafToPrompts, "wan", ["x0", "replay"]),
         (MixesPrompts, "wan", ["prompts"]),

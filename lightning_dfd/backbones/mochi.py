@@ -34,7 +34,7 @@ class MochiBackbone(PerChannel):
         return Conditioning.cat([encode([prompt]) for prompt in prompts])
 
     def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
-        return teacher_times(self.scheduler_config, num_steps, sigmas=own_times(num_steps))
+        return teacher_times(self.scheduler_config, num_steps, inverted=True, sigmas=own_times(num_steps))
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         """The network is told 1000 (1 - t) and answers x0 - eps: turned here, so that the rest sees plain flow."""

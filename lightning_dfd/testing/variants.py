@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import diffusers
 
 from lightning_dfd.testing.case import Case
 from lightning_dfd.tiny import TEXT_LENGTH
@@ -30,7 +33,9 @@ def vary(case: Case, folder: Path, seed: int) -> tuple[Case, int, str]:
     """
     draw = random.Random(seed)
     (steps,) = draw.choices(list(STEPS), list(STEPS.values()))
-    scheduler = _scheduler(draw, dict(case.teacher.scheduler_config))
+    call = inspect.signature(getattr(diffusers, case.teacher.pipeline_name).__call__).parameters
+    solvers = [name for name in FIRST_ORDER if name != "DPMSolverMultistepScheduler" or "sigmas" not in call]
+    scheduler = _scheduler(draw, dict(case.teacher.scheduler_config), solvers)
     _link(Path(case.source), folder, scheduler)
     text = case.text_length
     if text == TEXT_LENGTH and not case.teacher.text_length_is_fixed:
@@ -44,18 +49,22 @@ def vary(case: Case, folder: Path, seed: int) -> tuple[Case, int, str]:
     return replace(case, source=str(folder), text_length=text, size=size), steps, words
 
 
-def _scheduler(draw: random.Random, config: dict[str, Any]) -> dict[str, Any]:
-    """Another scheduler's config: of tables another spacing, of flow another shift, of either perhaps another class."""
+def _scheduler(draw: random.Random, config: dict[str, Any], solvers: Sequence[str]) -> dict[str, Any]:
+    """Another scheduler's config: of tables another spacing, of flow another shift, of either perhaps another class.
+
+    Args:
+        solvers: that the pipeline can be given. DPM-Solver's cannot be handed sigmas.
+    """
     name = config["_class_name"]
     if not name.startswith("FlowMatch"):
         config |= {"timestep_spacing": draw.choice(SPACINGS), "steps_offset": draw.choice((0, 1))}
         config["set_alpha_to_one"] = draw.choice((True, False))
         if name == "DDIMScheduler":
-            name = draw.choice((name, "EulerDiscreteScheduler", *FIRST_ORDER))
+            name = draw.choice((name, "EulerDiscreteScheduler", *solvers))
     elif not config.get("invert_sigmas") and not config.get("use_dynamic_shifting"):
         shift = draw.choice((1.0, 3.0, 5.0, 8.0))
         config |= {"shift": shift, "flow_shift": shift}
-        if other := draw.choice((None, *FIRST_ORDER)):
+        if other := draw.choice((None, *solvers)):
             name = other
             config |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     return {**config, **FIRST_ORDER.get(name, {}), "_class_name": name}
