@@ -27,7 +27,7 @@ from lightning_dfd.data import VideoDataModule
 from lightning_dfd.discriminator import Discriminator, tapped
 from lightning_dfd.draws import Draws, hash_seed
 from lightning_dfd.loggers import guard
-from lightning_dfd.noise import NoiseSchedule
+from lightning_dfd.noise import NoiseLevel, NoiseSchedule, Time
 from lightning_dfd.objectives import (
     approximate_r1,
     discriminator_loss,
@@ -235,7 +235,11 @@ class DistillationModule(LightningModule):
 
     def first_step_loss(self, z: Tensor, cond: Conditioning) -> Tensor:
         """DP-DMD (2602.03139): from noise z, the student's first step against the guided teacher's path from the
-        same z to the student's second time. The DMD gradient never reaches this step (see `generate`)."""
+        same z to the student's second time. The DMD gradient never reaches this step (see `generate`).
+
+        The authors' code takes one z for this and for DMD, and sends the DMD gradient through all later steps of its
+        rollout. Here `generate` draws a z of its own and one step for the gradient: docs/concepts.md compares the two.
+        """
         first, second = self.sampling.steps[:2]
         anchors = torch.linspace(first, second, self.diversity.anchor_steps + 1, dtype=torch.float64).tolist()
         t, t_k = (z.new_full((len(z),), time, dtype=torch.float64) for time in (first, second))
@@ -274,12 +278,12 @@ class DistillationModule(LightningModule):
         drawn = [self.datamodule.same_caption_latents(prompt, count, self._draws.pairs) for prompt in prompts]
         return nearest_real(gen, real, drawn, count)
 
-    def x0(self, role: Role, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def x0(self, role: Role, x_t: Tensor, t: Time, cond: Conditioning) -> Tensor:
         """A role's estimate of the clean latents."""
         with self.network.act_as(role) as transformer:
             return self.backbone.x0(transformer, x_t, t, cond)
 
-    def guided_teacher(self, x_t: Tensor, t: Tensor, cond: Conditioning, scale: float | Tensor | None = None) -> Tensor:
+    def guided_teacher(self, x_t: Tensor, t: Time, cond: Conditioning, scale: float | Tensor | None = None) -> Tensor:
         """The teacher with classifier-free guidance, both calls in one batch.
 
         `scale` is one number or [B]; None for the recipe's. Where it is 1 for all, the unconditional call is saved.
@@ -288,8 +292,9 @@ class DistillationModule(LightningModule):
         if is_unguided(scale):
             return self.x0("teacher", x_t, t, cond)
         negative = self.negative_conditioning(cond)
+        twice = t.twice() if isinstance(t, NoiseLevel) else torch.cat([t, t])
         both = Conditioning.cat([self.backbone.unconditional(negative, cond), cond])
-        uncond, conditional = self.x0("teacher", torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        uncond, conditional = self.x0("teacher", torch.cat([x_t, x_t]), twice, both).chunk(2)
         return guide(uncond, conditional, scale)
 
     def teacher_features(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> list[Tensor]:

@@ -26,6 +26,29 @@ PREDICTIONS: tuple[Prediction, ...] = ("v_prediction", "flow", "epsilon")
 
 
 @dataclass(frozen=True)
+class NoiseLevel:
+    """A place on a solver's way, which need not be a time of the schedule. All are float64 [B].
+
+    Solvers round the timesteps that they tell the network, and step to noise levels between those at which they ask it.
+
+    Args:
+        timestep: what the network is told, in its own units.
+        alpha, sigma: the noise level of the latents, x_t = alpha * x0 + sigma * eps.
+    """
+
+    timestep: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+    def twice(self) -> NoiseLevel:
+        """For a batch that is joined to itself, as guidance does."""
+        return NoiseLevel(*(torch.cat([value, value]) for value in (self.timestep, self.alpha, self.sigma)))
+
+
+Time = Tensor | NoiseLevel  # [B]: a time of the schedule, or a solver's own place
+
+
+@dataclass(frozen=True)
 class NoiseSchedule:
     """alpha_t and sigma_t of one teacher, with what its network predicts.
 
@@ -51,8 +74,10 @@ class NoiseSchedule:
                 "use the scheduler config that the teacher was trained with"
             )
 
-    def timestep(self, t: Tensor) -> Tensor:
+    def timestep(self, t: Time) -> Tensor:
         """What the network is told for time t: int64 table rows, or float 1000 t for flow."""
+        if isinstance(t, NoiseLevel):
+            return t.timestep
         if self.alphas_cumprod is None:
             return t * self.num_train_timesteps
         rows = torch.round(t.double() * self.num_train_timesteps).long()
@@ -62,26 +87,28 @@ class NoiseSchedule:
         """The inverse of `timestep`, float64."""
         return timestep.double() / self.num_train_timesteps
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def alpha_sigma(self, t: Time) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t, float64, of the shape of t."""
+        if isinstance(t, NoiseLevel):
+            return t.alpha, t.sigma
         if self.alphas_cumprod is None:
             t = t.double()
             return 1.0 - t, t
         squared = self.alphas_cumprod.to(t.device)[self.timestep(t)]
         return squared.sqrt(), (1.0 - squared).sqrt()
 
-    def _levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _levels(self, t: Time, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t shaped [B, 1, ...] in `like`'s dtype, ready to multiply it."""
         shape = [-1] + [1] * (like.ndim - 1)
         alpha, sigma = self.alpha_sigma(t)
         return alpha.reshape(shape).to(like), sigma.reshape(shape).to(like)
 
-    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    def add_noise(self, x0: Tensor, eps: Tensor, t: Time) -> Tensor:
         """x_t = alpha_t x0 + sigma_t eps. x0, eps: [B, ...]; t: [B]."""
         alpha, sigma = self._levels(t, x0)
         return alpha * x0 + sigma * eps
 
-    def to_x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def to_x0(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """The clean latents that a network output means. output, x_t: [B, ...]; t: [B]."""
         alpha, sigma = self._levels(t, x_t)
         if self.prediction == "flow":
@@ -99,12 +126,12 @@ class NoiseSchedule:
             return (alpha * x_t - x0) / sigma
         return (x_t - alpha * x0) / sigma
 
-    def to_eps(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def to_eps(self, x0: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """The noise in x_t if x0 is its clean part. Needs sigma_t > 0."""
         alpha, sigma = self._levels(t, x_t)
         return (x_t - alpha * x0) / sigma
 
-    def ode_step(self, x0: Tensor, x_t: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    def ode_step(self, x0: Tensor, x_t: Tensor, t: Time, t_next: Time) -> Tensor:
         """The deterministic step from t to t_next along the predicted direction (DDIM, 2010.02502, eq. 12
         with eta 0; for flow this is Euler's step)."""
         return self.add_noise(x0, self.to_eps(x0, x_t, t), t_next)

@@ -180,8 +180,11 @@ class DistillationTrainer(Trainer):
             ckpt_path: of a checkpoint, or `last`; null for the student as training would start it, or for the teacher.
             batch_size: videos sampled together.
         """
+        calls = len(model.sampling.steps)
         if role == "teacher":
             model.init_from = None
+            shape = model.backbone.latent_shape(datamodule.size)
+            calls = len(model.backbone.teacher_times(TEACHER_STEPS, shape)) * (1 + (model.dmd.guidance != 1))
         self._load(model, ckpt_path)
         role = role or model.best_student
         if images is not None and (not model.backbone.takes_image or len(images) != len(prompts or ())):
@@ -193,10 +196,6 @@ class DistillationTrainer(Trainer):
             datamodule.setup("fit")
         prompts, seeds = prompts or _first_captions(datamodule, 8), seeds or [0, 1]
         requests = requests_for(prompts, seeds, None if images is None else [Path(image) for image in images])
-        calls = len(model.sampling.steps)
-        if role == "teacher":
-            shape = model.backbone.latent_shape(datamodule.size)
-            calls = len(model.backbone.teacher_times(TEACHER_STEPS, shape)) * (1 + (model.dmd.guidance != 1))
         frames, seconds = [], 0.0
         for start in tqdm(range(0, len(requests), batch_size), desc=f"sampling {role}", unit="batch"):
             chunk = requests[start : start + batch_size]

@@ -66,8 +66,8 @@ def test_times_of_the_schedulers_that_families_are_published_with(
     pipe(prompt="a cat", latents=torch.randn(1, *shape), **call, **backbone.size_arguments(size))
     times = backbone.teacher_times(5, shape)
     assert backbone.schedule.prediction == "flow"
-    assert told == [int(1000 * time) for time in times]  # these solvers round what the network is told
-    assert pipe.scheduler.sigmas[:5].tolist() == pytest.approx(times)
+    assert told == [step.timestep for step in times] == pipe.scheduler.timesteps.tolist()  # these solvers round it
+    assert pipe.scheduler.sigmas[:5].tolist() == pytest.approx([step.start[1] for step in times])
 
 
 def test_pipelines_of_a_family_that_differ_are_refused(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
 from lightning_dfd.backbones.hunyuan15 import HunyuanVideo15Backbone
 from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone, Kandinsky5ImageBackbone
 from lightning_dfd.backbones.latte import LatteBackbone
 from lightning_dfd.backbones.sana_video import SanaVideoBackbone
 from lightning_dfd.backbones.wan import WanBackbone, WanImageBackbone
 from lightning_dfd.noise import unshift_time
+from lightning_dfd.sampler import Level, Step
 from lightning_dfd.testing import CHECKS, Case, check_backbone, run_check
 from lightning_dfd.tiny import TINY
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
@@ -43,8 +45,24 @@ class WrongStatistics(WanBackbone):
 
 
 class WrongTimes(WanBackbone):
-    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[float, ...]:
-        return tuple(unshift_time(t, 1.01) for t in super().teacher_times(num_steps, shape))
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
+        def moved(level: Level) -> Level:
+            return 1 - unshift_time(level[1], 1.01), unshift_time(level[1], 1.01)
+
+        steps = super().teacher_times(num_steps, shape)
+        return tuple(Step(step.timestep, moved(step.start), moved(step.end)) for step in steps)
+
+
+class Rounds(WanBackbone):
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
+        return tuple(step._replace(timestep=int(step.timestep)) for step in super().teacher_times(num_steps, shape))
+
+
+class StepsToTheNextRow(CogVideoXBackbone):
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
+        steps = super().teacher_times(num_steps, shape)
+        ends = [*(step.start for step in steps[1:]), steps[-1].end]
+        return tuple(step._replace(end=end) for step, end in zip(steps, ends, strict=True))
 
 
 class WrongTimestep(WanBackbone):
@@ -114,7 +132,9 @@ class WrongShape(WanBackbone):
     ("mistake", "family", "checks"),
     [
         (WrongStatistics, "wan", ["decode"]),
-        (WrongTimes, "wan", ["replay"]),
+        (WrongTimes, "wan", ["replay", "held_out"]),
+        (Rounds, "wan", ["replay"]),
+        (StepsToTheNextRow, "cogvideox", ["replay"]),
         (WrongTimestep, "wan", ["x0", "replay"]),
         (DeafToPrompts, "wan", ["x0", "replay"]),
         (MixesPrompts, "wan", ["prompts"]),

@@ -150,7 +150,7 @@ def test_cogvideox_schedulers_run_at_the_students_times(tiny: dict[str, Path], n
     assert scheduler.timesteps.tolist() == rows
 
 
-@pytest.mark.parametrize(("num", "last"), [(1, 700), (4, 124), (4, 0), (6, 100)])
+@pytest.mark.parametrize(("num", "last"), [(1, 700), (3, 332), (4, 124), (4, 0), (6, 100), (6, 165), (7, 141)])
 def test_ode_ends_at_any_row_that_the_gap_leaves(tiny: dict[str, Path], num: int, last: int) -> None:
     """Stock DDIM steps from row to row as our sampler does, and from the last to clean latents."""
     backbone = backbone_from_pretrained(str(tiny["latte"]))

@@ -21,10 +21,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lightning_dfd.backbones.blank import blank_network
-from lightning_dfd.noise import NoiseSchedule, schedule_from_config
+from lightning_dfd.noise import NoiseSchedule, Time, schedule_from_config
 from lightning_dfd.offload import offload_leaves
 from lightning_dfd.quantization import Quantization
-from lightning_dfd.sampler import teacher_times
+from lightning_dfd.sampler import Step, teacher_times
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 TEXT_WIDTHS = ("text_embed_dim", "text_dim", "caption_channels", "in_text_dim")  # what the families' configs call it
@@ -130,8 +130,11 @@ class Backbone(ABC):
         """What the pipeline's call takes as its `latents`, to begin at ours [B, ...]: packed, with what is given."""
         return self.pack(self.keep_given(latents, cond))
 
-    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[float, ...]:
-        """The times of the pipeline's own `num_steps` steps for latents of `shape` (no batch axis), largest first."""
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
+        """The pipeline's own `num_steps` steps for latents of `shape` (no batch axis), from noise on.
+
+        Raises ValueError, by name, for a scheduler whose steps are not known.
+        """
         return teacher_times(self.scheduler_config, num_steps)
 
     def guidance_arguments(self, scale: float) -> dict[str, float]:
@@ -230,8 +233,8 @@ class Backbone(ABC):
         """Sampled latents [B, ...] as the pipeline's call returns and decodes them: mostly as they are."""
         return latents
 
-    def x0(self, transformer: Any, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """The network's estimate of the clean latents, float32: x_t [B, ...] float32, t [B] in [0, 1]."""
+    def x0(self, transformer: Any, x_t: Tensor, t: Time, cond: Conditioning) -> Tensor:
+        """The network's estimate of the clean latents, float32: x_t [B, ...] float32, t [B] in [0, 1] or a level."""
         output = self.call(transformer, x_t, self.schedule.timestep(t), cond)
         return self.keep_given(self.schedule.to_x0(output.float(), x_t, t), cond)
 

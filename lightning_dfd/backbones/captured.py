@@ -33,8 +33,9 @@ from lightning_dfd.backbones.learned import (
     learn_inputs,
     raw_shape,
 )
+from lightning_dfd.noise import Time
 from lightning_dfd.objectives import guide
-from lightning_dfd.sampler import sample, teacher_times
+from lightning_dfd.sampler import Step, sample, teacher_times
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 STEPS, GUIDANCE = 4, 3.0  # of the proof's runs
@@ -186,7 +187,7 @@ class CapturedBackbone(Backbone):
                 "replay", f"no noise schedule is known for {type(pipe.scheduler).__name__}: {error}"
             ) from error
 
-        def denoise(x_t: Tensor, t: Tensor, scale: float = 1.0) -> Tensor:
+        def denoise(x_t: Tensor, t: Time, scale: float = 1.0) -> Tensor:
             x0 = self.x0(pipe.transformer, x_t, t, cond)
             return x0 if scale == 1 else guide(self.x0(pipe.transformer, x_t, t, negative), x0, scale)
 
@@ -317,7 +318,7 @@ class CapturedBackbone(Backbone):
     def preparation(self) -> tuple[str, ...]:
         return ("pipe.guider = pipe.guider.new(guidance_scale=1.0)",) if "guider" in self.parts else ()
 
-    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[float, ...]:
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
         seen = self._at(self.facts.latents.size(shape), num_steps)
         return teacher_times(self.scheduler_config, num_steps, **seen.own)
 
@@ -356,7 +357,7 @@ class CapturedBackbone(Backbone):
         own = self._at(self.small, len(steps)).own
         given = own.get("sigmas") or [t / self.schedule.num_train_timesteps for t in own.get("timesteps", ())]
         scheduler = few_step_own_scheduler(steps, kind, given) if given else few_step_flow_scheduler(steps, kind)
-        runs_at = teacher_times(_config(scheduler), len(steps), **own)
+        runs_at = [step.start[1] for step in teacher_times(_config(scheduler), len(steps), **own)]
         if max(abs(a - b) for a, b in zip(runs_at, steps, strict=True)) > 1e-4:
             raise ValueError(f"with the stock scheduler the pipeline runs at {runs_at}, the student at {list(steps)}")
         return scheduler

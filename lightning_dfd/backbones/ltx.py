@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_own_scheduler
 from lightning_dfd.backbones.images import GivenFirstFrame, refuse_renoise, token_times
 from lightning_dfd.noise import shifted_steps
-from lightning_dfd.sampler import teacher_times
+from lightning_dfd.sampler import Step, teacher_times
 from lightning_dfd.types import Conditioning, SampleKind
 
 FRAME_RATE = 25  # default of the pipeline's call, by which the network's positions in time are scaled
@@ -43,14 +44,13 @@ class LTXBackbone(PerChannel):
     def unpack(self, packed: Tensor, shape: Sequence[int]) -> Tensor:
         return packed.transpose(1, 2).unflatten(2, tuple(shape[1:]))
 
-    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[float, ...]:
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
         """Shifted by the number of tokens, and stretched, as the pipeline's own call does."""
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         values = (self.scheduler_config[name] for name in names)
         tokens = shape[1] * shape[2] * shape[3]
-        return teacher_times(
-            self.scheduler_config, num_steps, sigmas=shifted_steps(num_steps, 1.0), mu=calculate_shift(tokens, *values)
-        )
+        own = np.linspace(1.0, 1 / num_steps, num_steps)  # as the pipeline: a last digit decides how timesteps round
+        return teacher_times(self.scheduler_config, num_steps, sigmas=own, mu=calculate_shift(tokens, *values))
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         shape = x_t.shape[1:]

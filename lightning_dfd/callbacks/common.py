@@ -35,6 +35,12 @@ def require_data(trainer: Any) -> VideoDataModule:
     return data
 
 
+def require_teacher_steps(trainer: Any, module: DistillationModule, steps: int) -> None:
+    """Raise ValueError, before anything is loaded, where so many steps of the teacher's scheduler are not known."""
+    if isinstance(trainer.datamodule, VideoDataModule):
+        module.backbone.teacher_times(steps, module.backbone.latent_shape(trainer.datamodule.size))
+
+
 def evaluation_prompts(data: VideoDataModule, wanted: int | list[str]) -> list[str]:
     """The texts given, or up to so many distinct captions, of held-out clips first, evenly spread.
 

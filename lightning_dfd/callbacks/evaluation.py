@@ -16,7 +16,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_dfd.callbacks.common import due, evaluation_prompts, quiet_generation, require_data, shared_statistics
+from lightning_dfd.callbacks.common import (
+    due,
+    evaluation_prompts,
+    quiet_generation,
+    require_data,
+    require_teacher_steps,
+    shared_statistics,
+)
 from lightning_dfd.data import SampleError, VideoDataModule
 from lightning_dfd.features import data_fingerprint
 from lightning_dfd.generation import Request, generate_videos, requests_for
@@ -78,6 +85,10 @@ class VideoEvaluation(Callback):
         self._logged: dict[str, float] = {}  # what it gave
 
     # ---- when ---------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit" and self.teacher:
+            require_teacher_steps(trainer, pl_module, self.teacher_steps)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._prepare(trainer, pl_module)

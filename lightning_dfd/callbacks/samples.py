@@ -17,7 +17,13 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
-from lightning_dfd.callbacks.common import due, evaluation_prompts, quiet_generation, require_data
+from lightning_dfd.callbacks.common import (
+    due,
+    evaluation_prompts,
+    quiet_generation,
+    require_data,
+    require_teacher_steps,
+)
 from lightning_dfd.data import write_video
 from lightning_dfd.generation import generate_videos, requests_for
 from lightning_dfd.loggers import surviving
@@ -56,6 +62,10 @@ class VideoSamples(Callback):
         self.teacher_steps, self.batch_size = teacher_steps, batch_size
         self._teacher: Tensor | None = None
         self._done = -1  # the iteration of the last look; -1 before the first
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            require_teacher_steps(trainer, pl_module, self.teacher_steps)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if self._done < 0:  # else a resumed run, whose last look was when it was due

@@ -19,9 +19,9 @@ Check = Callable[[Case, Path], float | None]
 CHECKS: dict[str, Check] = {
     check.__name__: check
     for check in (
-        checks.layout, checks.decode, checks.prompts, checks.x0, checks.replay, checks.image, checks.cache,
-        checks.roles_lora, checks.roles_full, checks.checkpointing, checks.train_lora, checks.train_full, checks.gan,
-        checks.export_pipeline, checks.export_lora, checks.export_full, checks.half_precision,
+        checks.layout, checks.decode, checks.prompts, checks.x0, checks.replay, checks.held_out, checks.image,
+        checks.cache, checks.roles_lora, checks.roles_full, checks.checkpointing, checks.train_lora, checks.train_full,
+        checks.gan, checks.export_pipeline, checks.export_lora, checks.export_full, checks.half_precision,
     )
 }  # fmt: skip
 
