@@ -277,7 +277,7 @@ class Term:
 
     def card(self) -> Mapping[str, str]:
         """Rows of an export's model card."""
-        return {"Term": type(self).__qualname__}
+        return {type(self).__qualname__: "a term of the loss"}
 
     def heaviest(self) -> Term:
         """The term as it takes most memory and work, with nothing left to a draw: what `lightning plan` plays."""
