@@ -20,7 +20,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_dfd.data.files import replacing
 from lightning_dfd.sharding import Like, read_tensors, write_tensors
@@ -100,8 +100,18 @@ def refuse_misfit(own: Set[str], given: Set[str]) -> None:
         raise ValueError(
             f"the checkpoint does not fit this model: {len(own - given)} tensors are missing and "
             f"{len(given - own)} unexpected, as {min(own ^ given)!r}. Use the student.mode, rank, targets and "
-            "ema_decay, and the gan.weight and gan.blocks, with which it was made."
+            "ema_decay, and the terms of the loss (model.gan, model.terms), with which it was made."
         )
+
+
+def take_over(module: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Load another module's weights, if they are of the same names and shapes; says whether they are."""
+    fits = {name: value.shape for name, value in module.state_dict().items()} == {
+        name: value.shape for name, value in weights.items()
+    }
+    if fits:
+        module.load_state_dict(dict(weights))
+    return fits
 
 
 def differing(own: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:

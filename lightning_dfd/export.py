@@ -332,7 +332,7 @@ def model_card(module: DistillationModule, report: ExportReport, size: VideoSize
         "Sampling": module.sampling.kind,
         "Trained on": str(size),
         "Student": module.student.mode + (f", rank {module.student.rank}" if module.student.mode == "lora" else ""),
-        "Data forcing": f"probability {module.data_forcing.probability:g}",
+        **{name: value for term in module.terms for name, value in term.card().items()},
         "Difference from the training sampler": f"{report.error:.1e} (relative RMS of latents, on reload)",
         **facts,
     }

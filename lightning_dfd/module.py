@@ -22,34 +22,31 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from lightning_dfd.backbones import backbone_from_pretrained
-from lightning_dfd.checkpoints import OURS, below, only_weights, read_checkpoint, refuse_misfit
+from lightning_dfd.blocks import feature_shape, tapped
+from lightning_dfd.checkpoints import OURS, below, only_weights, read_checkpoint, refuse_misfit, take_over
 from lightning_dfd.data import VideoDataModule
-from lightning_dfd.discriminator import Discriminator, tapped
 from lightning_dfd.draws import Draws, hash_seed
 from lightning_dfd.loggers import guard
 from lightning_dfd.noise import NoiseLevel, NoiseSchedule, Time
-from lightning_dfd.objectives import (
-    approximate_r1,
-    discriminator_loss,
-    diversity_loss,
-    dmd_gradient,
-    draw_forcing,
-    fake_score_loss,
-    forced_samples,
-    generator_loss,
-    guide,
-    is_unguided,
-    nearest_real,
-    paired_gap,
-    surrogate_loss,
-    teacher_data,
-    teacher_guidance,
+from lightning_dfd.objectives import guide, is_unguided, paired_gap
+from lightning_dfd.objectives.terms import (
+    GAN,
+    DataForcing,
+    DistributionMatching,
+    FirstStep,
+    Networks,
+    Step,
+    StudentInput,
+    Term,
+    TermRecipe,
+    fake_loss,
+    student_loss,
 )
 from lightning_dfd.optimizers import BadGradients, as_list, clip_parts, keep_settings, settings_of
 from lightning_dfd.quantization import Quantization
 from lightning_dfd.resume import log_places, recipe_facts, refuse_other_recipe, rewind
 from lightning_dfd.roles import TRAINED, FullRoles, LoraRoles, Roles
-from lightning_dfd.sampler import Draw, roll_to, sample
+from lightning_dfd.sampler import Draw, sample
 from lightning_dfd.settings import (
     DataForcingSettings,
     DiversitySettings,
@@ -88,6 +85,7 @@ class DistillationModule(LightningModule):
         data_forcing: data forcing.
         gan: DMD2's GAN; off by default.
         diversity: DP-DMD's term for the student's first step; off by default.
+        terms: further terms of the loss, by class path (docs/new_objective.md); null for none.
         student_optimizer: of the student.
         fake_optimizer: of the fake score, and of the discriminator.
         lr_scheduler: of both, stepped with its optimizer; null for a constant rate.
@@ -112,6 +110,7 @@ class DistillationModule(LightningModule):
         data_forcing: DataForcingSettings = DataForcingSettings(),  # noqa: B008
         gan: GANSettings = GANSettings(),  # noqa: B008
         diversity: DiversitySettings = DiversitySettings(),  # noqa: B008
+        terms: list[Term] | None = None,
         student_optimizer: OptimizerCallable = ADAMW,
         fake_optimizer: OptimizerCallable = ADAMW,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -121,11 +120,8 @@ class DistillationModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        diversity.check(student, sampling)
         if quantization is not None:
             quantization.check(student.mode)
-        if offload:
-            gan.check_offload(student)
         # Hyperparameters are not saved into checkpoints: on resume the recipe and the command line decide.
         self.automatic_optimization = False
         self.strict_loading = False  # the teacher is not in checkpoints; on_load_checkpoint checks the rest
@@ -133,13 +129,22 @@ class DistillationModule(LightningModule):
         self.backbone.quantization, self.backbone.offload = quantization, offload
         self.compiled = compile
         self.student, self.sampling, self.dmd = student, sampling, dmd
-        self.data_forcing, self.gan, self.diversity = data_forcing, gan, diversity
+        self.data_forcing = data_forcing
         self.student_optimizer, self.fake_optimizer = student_optimizer, fake_optimizer
         self.lr_scheduler = lr_scheduler
         self.gradient_clip, self.accumulate = gradient_clip, accumulate
         self.init_from, self.seed = init_from, seed
         self.roles: Roles | None = None
-        self.discriminator: Discriminator | None = None
+        self.student_input = StudentInput(student.input, sampling.steps, sampling.kind)
+        self.terms: tuple[Term, ...] = (
+            DistributionMatching(dmd),
+            DataForcing(data_forcing),
+            *([GAN(gan, seed)] if gan.weight else []),
+            *([FirstStep(diversity, dmd.guidance)] if diversity.weight else []),
+            *(terms or []),
+        )
+        self.term_modules = nn.ModuleDict()  # what terms train, by name
+        self._term_rates: dict[str, float | None] = {}
         self.negative: Conditioning | None = None
         self.counts = {"student_steps": 0, "forced_steps": 0, "skipped_steps": 0}
         self._bad_gradients = BadGradients()
@@ -147,148 +152,88 @@ class DistillationModule(LightningModule):
         self._micro = 0  # batches since the last optimizer step
         self._latest: dict[str, Tensor | float] = {}
         self._clock: float | None = None
+        self.check_terms(TermRecipe(self.student_input, student.mode == "lora", offload))
 
     # ---- the step: docs/concepts.md in code ------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        self._seed_draws()
+        role: Role = "student" if self.student_turn else "fake"
+        torch.manual_seed(hash_seed("global", *self.place))  # for networks of users' own, which may draw from it
         real, cond = self.encode(batch)
-        loss = self.student_loss(real, cond, batch.prompts) if self.student_turn else self.fake_loss(real, cond)
+        step = self.begin_step(real, cond, batch.prompts)
+        loss = self.loss(role, step)
         self.manual_backward(loss / self.accumulate)
+        self._latest |= step.logs
         self._micro += 1
         if self._micro == self.accumulate:
+            if role == "student":  # once for all batches, so that an iteration done anew counts once
+                self._count(step)
             self._step_optimizer()
             self._log_latest(batch)
 
-    def student_loss(self, real: Tensor, cond: Conditioning, prompts: Sequence[str]) -> Tensor:
-        """The surrogate of the DMD gradient, data-forced in a drawn share of the steps (2606.18478, eq. 9), plus
-        the terms that are switched on."""
-        gen = self.generate(real, cond)
-        t, eps = self.score_time(len(gen)), self._draws.noise_like(gen)
-        drawn = draw_forcing(self.data_forcing.probability, self._draws.shared) and self.may_force
-        forced = forced_samples(drawn, t, self.data_forcing.time_range)
-        real = self.pair(real, gen, prompts)
-        shown = teacher_data(gen, real if self.data_forcing.shown == "real" else gen, forced)
-        scale = teacher_guidance(forced, self.dmd.guidance, self.data_forcing.guidance)
-        x_t = self.schedule.add_noise(gen, eps, t)
-        with torch.no_grad():
-            fake = self.x0("fake", x_t, t, cond)
-            teacher = self.guided_teacher(self.schedule.add_noise(shown, eps, t), t, cond, scale)
-        gradient = dmd_gradient(gen, fake, teacher)
-        loss = surrogate_loss(gen, gradient)
-        if self._micro == self.accumulate - 1:  # the last batch, so that an iteration done anew counts once
-            self.counts["student_steps"] += 1
-            self.counts["forced_steps"] += drawn
-        self._latest |= {
-            "train/student_loss": loss.detach(),
-            "train/dmd_gradient_norm": gradient.flatten(1).norm(dim=1).mean(),
-            "train/paired_gap": paired_gap(real, gen),
-            "train/forced_share": self.counts["forced_steps"] / max(1, self.counts["student_steps"]),
-        }
-        if len(real) > 1:
-            self._latest["train/unpaired_gap"] = paired_gap(real.roll(1, 0), gen)  # what the paired one is to be below
-        if self.gan.weight:
-            loss = loss + self.gan.weight * self.gan_generator_loss(x_t, t, cond)
-        if self.diversity.weight:
-            loss = loss + self.diversity.weight * self.first_step_loss(self._draws.noise_like(real), cond)
-        return loss
+    def begin_step(
+        self, real: Tensor, cond: Conditioning, prompts: Sequence[str] = (), draws: Draws | None = None
+    ) -> Step:
+        """The values of a batch, each computed when a term asks for it.
 
-    def fake_loss(self, real: Tensor, cond: Conditioning) -> Tensor:
-        """Denoising score matching of the fake score on what the student makes now, plus the discriminator's loss
-        where there is one (the two share no weights)."""
-        with torch.no_grad():
-            gen = self.generate(real, cond)
-        t, eps = self.score_time(len(gen)), self._draws.noise_like(gen)
-        x_t = self.schedule.add_noise(gen, eps, t)
-        fake = self.x0("fake", x_t, t, cond)
-        loss = fake_score_loss(self.schedule, fake, gen, x_t, t, self.dmd.fake_space)
-        self._latest["train/fake_loss"] = loss.detach()
-        if self.gan.weight:
-            loss = loss + self.gan_discriminator_loss(x_t, real, t, eps, cond)
-        return loss
-
-    # ---- the loss's further terms, and what they are made of ---------------------------------------------------
-
-    def gan_generator_loss(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """How far the student's noised clips are from being taken for real (2405.14867, section 4.3)."""
-        loss = generator_loss(self.critic.judge(self.teacher_features(x_t, t, cond)))
-        self._latest["train/gan_generator_loss"] = loss.detach()
-        return loss
-
-    def gan_discriminator_loss(self, x_t: Tensor, real: Tensor, t: Tensor, eps: Tensor, cond: Conditioning) -> Tensor:
-        """What the discriminator gets wrong of noised real clips and of the student's `x_t`, plus weighted R1."""
-        real_t, real_eps = (t, eps) if self.gan.same_noise else (self.score_time(len(t)), self._draws.noise_like(eps))
-
-        @torch.no_grad()
-        def features(clips: Tensor) -> list[Tensor]:
-            return self.teacher_features(self.schedule.add_noise(clips, real_eps, real_t), real_t, cond)
-
-        with torch.no_grad():
-            made = self.teacher_features(x_t, t, cond)
-        logits = self.critic(features(real))
-        loss = discriminator_loss(logits, self.critic(made))
-        self._latest["train/gan_discriminator_loss"] = loss.detach()
-        if self.gan.r1_weight:
-            near = real + self.gan.r1_sigma * self._draws.noise_like(real)
-            loss = loss + self.gan.r1_weight * approximate_r1(logits, self.critic(features(near)))
-        return loss
-
-    def first_step_loss(self, z: Tensor, cond: Conditioning) -> Tensor:
-        """DP-DMD (2602.03139): from noise z, the student's first step against the guided teacher's path from the
-        same z to the student's second time. The DMD gradient never reaches this step (see `generate`).
-
-        The authors' code takes one z for this and for DMD, and sends the DMD gradient through all later steps of its
-        rollout. Here `generate` draws a z of its own and one step for the gradient: docs/concepts.md compares the two.
+        Args:
+            real: clean latents [B, ...] float32.
+            cond: their conditioning.
+            prompts: their captions, by which other clips are found.
+            draws: of this batch; None for those of the present place in the run.
         """
-        first, second = self.sampling.steps[:2]
-        anchors = torch.linspace(first, second, self.diversity.anchor_steps + 1, dtype=torch.float64).tolist()
-        t, t_k = (z.new_full((len(z),), time, dtype=torch.float64) for time in (first, second))
-        with torch.no_grad():
-            z_k = roll_to(partial(self.guided_teacher, cond=cond), self.schedule, z, anchors, "ode")
-        loss = diversity_loss(self.schedule, self.x0("student", z, t, cond), z, z_k, t, t_k)
-        self._latest["train/diversity_loss"] = loss.detach()
-        return loss
+        return Step(
+            self.networks,
+            real,
+            cond,
+            draws or Draws.of(*self.place, self.device),
+            self.student_input,
+            self.dmd.score_time,
+            self.terms,
+            partial(self._others, prompts),
+        )
 
-    def generate(self, real: Tensor, cond: Conditioning) -> Tensor:
-        """The student's clean latents from its training input at one of its own times.
+    def loss(self, role: Role, step: Step) -> Tensor:
+        """The sum of the terms of a trained role's loss."""
+        return (student_loss if role == "student" else fake_loss)(self.terms, step)
 
-        `data`: the input is the noised real clip, each at a time of its own. `rollout`: the input is where the
-        student's own sampling, without gradient, stands at a time shared by batch and ranks. With DP-DMD that is
-        not the first time, whose step has a loss of its own.
-        """
-        steps, draws = self.sampling.steps, self._draws
-        if self.student.input == "data":
-            t = torch.tensor(steps, dtype=torch.float64, device=real.device)[draws.indices(len(real), len(steps))]
-            return self.x0("student", self.schedule.add_noise(real, draws.noise_like(real), t), t, cond)
-        first = 1 if self.diversity.weight else 0
-        last = draws.index(first, len(steps))
-        denoise = partial(self.x0, "student", cond=cond)
-        with torch.no_grad():
-            x_t = roll_to(
-                denoise, self.schedule, draws.noise_like(real), steps[: last + 1], self.sampling.kind, draws.noise_like
-            )
-        return denoise(x_t, x_t.new_full((len(x_t),), steps[last], dtype=torch.float64))
+    @property
+    def networks(self) -> Networks:
+        """The roles as the functions that terms call."""
+        return Networks(
+            self.schedule,
+            partial(self.x0, "student"),
+            partial(self.x0, "fake"),
+            self.guided_teacher,
+            self.teacher_features,
+            dict(self.term_modules.items()),
+        )
 
-    def pair(self, real: Tensor, gen: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The real clips that go with the student's: the batch's own, or the nearest of so many of its caption."""
-        count = self.data_forcing.nearest_of
-        if count == 1 or not self.may_force:
-            return real
+    def _count(self, step: Step) -> None:
+        self.counts["student_steps"] += 1
+        for term in self.terms:
+            for name, number in term.counted(step).items():
+                self.counts[name] = self.counts.get(name, 0) + number
+        for term in self.terms:
+            self._latest |= term.summary(self.counts)
+
+    def _others(self, prompts: Sequence[str], count: int, generator: torch.Generator) -> list[list[Tensor]]:
         assert self.datamodule is not None  # setup() demands a cache
-        drawn = [self.datamodule.same_caption_latents(prompt, count, self._draws.pairs) for prompt in prompts]
-        return nearest_real(gen, real, drawn, count)
+        return [self.datamodule.same_caption_latents(prompt, count, generator) for prompt in prompts]
+
+    # ---- what the terms are made of ------------------------------------------------------------------------------
 
     def x0(self, role: Role, x_t: Tensor, t: Time, cond: Conditioning) -> Tensor:
         """A role's estimate of the clean latents."""
         with self.network.act_as(role) as transformer:
             return self.backbone.x0(transformer, x_t, t, cond)
 
-    def guided_teacher(self, x_t: Tensor, t: Time, cond: Conditioning, scale: float | Tensor | None = None) -> Tensor:
+    def guided_teacher(self, x_t: Time, t: Time, cond: Conditioning, guidance: float | Tensor | None = None) -> Tensor:
         """The teacher with classifier-free guidance, both calls in one batch.
 
-        `scale` is one number or [B]; None for the recipe's. Where it is 1 for all, the unconditional call is saved.
+        `guidance` is one number or [B]; None for the recipe's. Where it is 1 for all, the unconditional call is saved.
         """
-        scale = self.dmd.guidance if scale is None else scale
+        scale = self.dmd.guidance if guidance is None else guidance
         if is_unguided(scale):
             return self.x0("teacher", x_t, t, cond)
         negative = self.negative_conditioning(cond)
@@ -297,9 +242,9 @@ class DistillationModule(LightningModule):
         uncond, conditional = self.x0("teacher", torch.cat([x_t, x_t]), twice, both).chunk(2)
         return guide(uncond, conditional, scale)
 
-    def teacher_features(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> list[Tensor]:
-        """What the tapped blocks of the teacher make of x_t, without guidance: N x [B, S, D], with gradient to x_t."""
-        with self.network.act_as("teacher") as transformer, tapped(transformer, self.critic.blocks, len(x_t)) as found:
+    def teacher_features(self, x_t: Tensor, t: Tensor, cond: Conditioning, blocks: Sequence[int]) -> list[Tensor]:
+        """What blocks of the teacher make of x_t, without guidance: N x [B, S, D], with gradient to x_t."""
+        with self.network.act_as("teacher") as transformer, tapped(transformer, blocks, len(x_t)) as found:
             self.backbone.call(transformer, x_t, self.schedule.timestep(t), cond)
         return found
 
@@ -310,19 +255,9 @@ class DistillationModule(LightningModule):
         return (self.trainer.global_step + 1) % self.dmd.student_update_freq == 0
 
     @property
-    def may_force(self) -> bool:
-        """Whether the present iteration can be data-forced."""
-        settings = self.data_forcing
-        return settings.probability > 0 and (settings.until is None or self.trainer.global_step < settings.until)
-
-    def _seed_draws(self) -> None:
-        place = (self.seed, self.trainer.global_step, self._micro, self.global_rank)
-        self._draws = Draws.of(*place, self.device)
-        torch.manual_seed(hash_seed("global", *place))  # for networks of users' own, which may draw from it
-
-    def score_time(self, batch_size: int) -> Tensor:
-        settings = self.dmd.score_time
-        return self._draws.times(batch_size, settings.low, settings.high, settings.shift)
+    def place(self) -> tuple[int, int, int, int]:
+        """Where the run is, from which its draws follow: seed, iteration, batch within it, rank."""
+        return self.seed, self.trainer.global_step, self._micro, self.global_rank
 
     @property
     def between_iterations(self) -> bool:
@@ -334,10 +269,11 @@ class DistillationModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         self._parts = parts = {str(role): self.network.parameters_of(role) for role in TRAINED}
         fake: Any = parts["fake"]
-        if self.discriminator is not None:  # not an optimizer of its own: one counted step an iteration
-            parts["discriminator"] = list(self.discriminator.parameters())
-            rate = {} if self.gan.lr is None else {"lr": self.gan.lr}
-            fake = [{"params": fake}, {"params": parts["discriminator"], **rate}]
+        if self.term_modules:  # no optimizers of their own: one counted step an iteration
+            fake = [{"params": fake}]
+            for name, module in self.term_modules.items():
+                parts[name], rate = list(module.parameters()), self._term_rates[name]
+                fake.append({"params": parts[name]} | ({} if rate is None else {"lr": rate}))
         optimizers = [self.student_optimizer(parts["student"]), self.fake_optimizer(fake)]
         schedulers = [self.lr_scheduler(optimizer) for optimizer in optimizers] if self.lr_scheduler else []
         self._recipe_groups = settings_of(optimizers)
@@ -457,14 +393,6 @@ class DistillationModule(LightningModule):
         return self.roles
 
     @property
-    def critic(self) -> Discriminator:
-        if self.discriminator is None:
-            raise RuntimeError(
-                "there is no discriminator; set model.gan.weight above 0 and call configure_model() first"
-            )
-        return self.discriminator
-
-    @property
     def datamodule(self) -> VideoDataModule | None:
         """The trainer's, if it is one of ours."""
         datamodule = getattr(self._trainer, "datamodule", None)
@@ -478,24 +406,12 @@ class DistillationModule(LightningModule):
             self.datamodule.require_teacher(self.backbone.identity())
         if stage == "fit":
             self._recipe = recipe_facts(self)
-            settings = self.data_forcing
-            cached = self.datamodule is not None and self.datamodule.cache is not None
-            if settings.probability > 0 and settings.nearest_of > 1 and not cached:
-                raise ValueError(
-                    f"model.data_forcing.nearest_of is {settings.nearest_of}, which takes other clips' latents from a "
-                    "cache, and there is none; run `lightning cache` and set data.cache, or set it to 1"
-                )
-            if settings.probability > 0 and settings.nearest_of > 1 and self.backbone.takes_image:
-                raise ValueError(
-                    f"model.data_forcing.nearest_of is {settings.nearest_of}, but clips of one caption begin with "
-                    "different images, and this teacher's videos begin with a given one; set it to 1"
-                )
-            several = self.datamodule is not None and len(self.datamodule.sizes) > 1
-            if several and (self.backbone.takes_image or (settings.probability > 0 and settings.nearest_of > 1)):
-                raise ValueError(
-                    "data.buckets trains neither image-to-video teachers nor model.data_forcing.nearest_of above 1; "
-                    "set data.buckets: null"
-                )
+            data = self.datamodule
+            cached, sizes = data is not None and data.cache is not None, 1 if data is None else len(data.sizes)
+            if sizes > 1 and self.backbone.takes_image:
+                raise ValueError("data.buckets trains no image-to-video teachers; set data.buckets: null")
+            adapters, image = self.student.mode == "lora", self.backbone.takes_image
+            self.check_terms(TermRecipe(self.student_input, adapters, self.backbone.offload, cached, image, sizes))
             try:
                 self.backbone.few_step_scheduler(self.sampling.steps, self.sampling.kind)
             except ValueError as error:
@@ -515,6 +431,11 @@ class DistillationModule(LightningModule):
         if self.init_from is not None and not resumed:
             self.load_weights(self.init_from)
 
+    def check_terms(self, recipe: TermRecipe) -> None:
+        """Raise ValueError where a term does not fit `recipe`."""
+        for term in self.terms:
+            term.check(recipe)
+
     def _shard(self, mesh: DeviceMesh) -> None:
         if self.backbone.quantization is not None or (self.backbone.offload and self.student.mode == "full"):
             raise ValueError(
@@ -522,12 +443,10 @@ class DistillationModule(LightningModule):
                 "model.quantization: null and model.offload: false, or take ddp_find_unused_parameters_true"
             )
         self.network.shard(mesh)
-        if self.discriminator is not None:  # small, so every process keeps it
-            average_gradients(self.discriminator)
+        average_gradients(self.term_modules)  # small, so every process keeps them
 
     def build_roles(self, transformer: nn.Module, blank: bool = False) -> None:
-        """Roles, and the discriminator if there is one, on the teacher's network; `blank` copies get their values when
-        they are sharded."""
+        """Roles on the teacher's network, and what terms train; `blank` copies get values when they are sharded."""
         student = self.student
         options = {"ema": student.ema_decay is not None, "checkpointing": student.gradient_checkpointing}
         if student.mode == "full":
@@ -536,8 +455,11 @@ class DistillationModule(LightningModule):
             targets = student.targets or self.backbone.lora_targets
             alpha = student.alpha or student.rank
             self.roles = LoraRoles(transformer, targets, student.rank, alpha, seed=self.seed, **options)
-        if self.gan.weight:
-            self.discriminator = Discriminator(transformer, self.gan.blocks, self.seed)
+        for term in self.terms:
+            for name, module in term.build(partial(feature_shape, transformer)).items():
+                if name in self.term_modules:
+                    raise ValueError(f"two terms train a module named {name!r}; give them different names")
+                self.term_modules[name], self._term_rates[name] = module, term.learning_rate()
 
     def encode(self, batch: Batch) -> tuple[Tensor, Conditioning]:
         """Latents [B, ...] float32 and conditioning of a batch, from the cache or by the pipeline's encoders."""
@@ -586,19 +508,20 @@ class DistillationModule(LightningModule):
 
     def owned_keys(self) -> set[str]:
         """The names, in the state dict, of what a checkpoint holds: all that is trained, but not the teacher."""
-        head = {} if self.discriminator is None else self.discriminator.state_dict()
-        return {f"roles.{name}" for name in self.network.owned()} | {f"discriminator.{name}" for name in head}
+        trained = self.term_modules.state_dict()
+        return {f"roles.{name}" for name in self.network.owned()} | {f"term_modules.{name}" for name in trained}
 
     def load_weights(self, path: str | Path) -> dict[str, str]:
-        """Take student, fake score, average and discriminator (where both sides have one) from a checkpoint of this
-        package.
+        """Take student, fake score, average and, where both sides have them, the modules of terms from a checkpoint of
+        this package.
 
         Returns what the checkpoint says of its making: name -> value.
         """
         checkpoint = read_checkpoint(path, lazily=True, like=only_weights)
         self.network.load_owned(below("roles.", checkpoint["state_dict"]))
-        head = below("discriminator.", checkpoint["state_dict"])
-        if self.discriminator is not None and head and not self.discriminator.take_over(head):
-            rank_zero_warn(f"{path} has a discriminator on other blocks; this run begins with a new one")
+        for name, module in self.term_modules.items():
+            given = below(f"term_modules.{name}.", checkpoint["state_dict"])
+            if given and not take_over(module, given):
+                rank_zero_warn(f"{path} has a {name} of other shapes; this run begins with a new one")
         facts: dict[str, str] = checkpoint[OURS]["facts"]
         return facts

@@ -37,10 +37,11 @@ def recipe_facts(module: Any) -> dict[str, dict[str, Any]]:
         "model.student.ema_decay": "null" if student.ema_decay is None else "a number",
         "model.sampling.steps": [float(step) for step in module.sampling.steps],
         "model.sampling.kind": module.sampling.kind,
-        "model.data_forcing.probability": "above 0" if module.data_forcing.probability else "0",
-        "model.gan.weight": "above 0" if module.gan.weight else "0",
+        "terms of the loss": sorted(type(term).__name__ for term in module.terms),
         "model.seed": module.seed,
     }
+    for term in module.terms:
+        fixed |= term.facts()
     if student.mode == "lora":
         fixed["model.student.rank"] = student.rank
         fixed["model.student.alpha"] = student.alpha or student.rank

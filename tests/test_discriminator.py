@@ -9,12 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dfd.backbones import Backbone
-from lightning_dfd.discriminator import Discriminator, blocks_of, tapped
+from lightning_dfd.blocks import blocks_of, feature_shape, tapped
 from lightning_dfd.objectives import discriminator_loss
+from lightning_dfd.objectives.terms import Discriminator
 from lightning_dfd.types import VideoSize
 from tests.conftest import random_conditioning
 
 SIZE = VideoSize(9, 32, 32)
+
+
+def discriminator(network: nn.Module, blocks: list[int] | None = None, seed: int = 0) -> Discriminator:
+    shape = feature_shape(network)
+    return Discriminator(shape.blocks, shape.width, blocks, seed)
 
 
 class Net(nn.Module):
@@ -38,7 +44,7 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize(("count", "blocks"), [(30, [15, 22, 29]), (42, [21, 31, 41]), (2, [1]), (1, [0])])
 def test_default_blocks_are_those_of_fastgens_recipes(count: int, blocks: list[int]) -> None:
-    assert Discriminator(Net(count)).blocks == blocks
+    assert discriminator(Net(count)).blocks == blocks
 
 
 def test_taps_see_what_the_blocks_return(backbone: Backbone) -> None:
@@ -60,7 +66,7 @@ def test_taps_see_what_the_blocks_return(backbone: Backbone) -> None:
     assert features[0].shape[::2] == (3, 32)
     backbone.call(transformer, x_t, timestep, cond)
     assert len(features) == 2  # the hooks are gone
-    assert Discriminator(transformer, [0, 1])(features).shape == (3, 2)
+    assert discriminator(transformer, [0, 1])(features).shape == (3, 2)
 
 
 def test_a_batch_that_is_called_in_parts_comes_back_whole() -> None:
@@ -96,7 +102,7 @@ def test_a_network_that_goes_round_twice_is_refused() -> None:
 
 
 def test_judging_trains_the_features_and_not_the_heads() -> None:
-    critic = Discriminator(Net(4))
+    critic = discriminator(Net(4))
     features = [torch.randn(2, 5, 8, requires_grad=True) for _ in critic.blocks]
     judged = critic.judge(features)
     assert torch.equal(judged, critic(features))
@@ -109,7 +115,7 @@ def test_judging_trains_the_features_and_not_the_heads() -> None:
 
 def test_loss_falls_where_features_can_be_told_apart() -> None:
     """Tokens that differ in one feature's spread, not in their mean."""
-    critic = Discriminator(Net(4), seed=1)
+    critic = discriminator(Net(4), seed=1)
     optimizer = torch.optim.AdamW(critic.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
     losses = []
@@ -129,7 +135,7 @@ def test_loss_falls_where_features_can_be_told_apart() -> None:
 
 def test_weights_depend_on_the_seed_alone() -> None:
     state = torch.get_rng_state()
-    one, same, other = Discriminator(Net(4), seed=3), Discriminator(Net(4), seed=3), Discriminator(Net(4), seed=4)
+    one, same, other = discriminator(Net(4), seed=3), discriminator(Net(4), seed=3), discriminator(Net(4), seed=4)
     assert torch.equal(torch.get_rng_state(), state)
     pairs = list(zip(one.parameters(), same.parameters(), other.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b, _ in pairs)
@@ -138,12 +144,12 @@ def test_weights_depend_on_the_seed_alone() -> None:
 
 def test_what_cannot_be_tapped_is_named() -> None:
     with pytest.raises(ValueError, match=r"model\.gan\.blocks is \[0, 4\]; the teacher's blocks are 0 to 3"):
-        Discriminator(Net(4), [0, 4])
+        discriminator(Net(4), [0, 4])
     with pytest.raises(ValueError, match=r"model\.gan\.blocks is \[\]"):
-        Discriminator(Net(4), [])
+        discriminator(Net(4), [])
     with pytest.raises(ValueError, match="Linear has no list of blocks"):
-        Discriminator(nn.Linear(2, 2))
+        blocks_of(nn.Linear(2, 2))
     bare = Net(4)
     bare.config = {"num_attention_heads": 2}
     with pytest.raises(ValueError, match="no 'attention_head_dim'"):
-        Discriminator(bare)
+        discriminator(bare)

@@ -135,11 +135,9 @@ def test_student_loss_equals_the_method_written_out(tiny: dict[str, Path], tmp_p
     assert batch.latents is not None
     assert batch.cond is not None
     real, cond = batch.latents, batch.cond
-    module._seed_draws()
-    loss = module.student_loss(real, cond, batch.prompts)
+    loss = module.loss("student", module.begin_step(real, cond, batch.prompts))
 
-    module._seed_draws()
-    draws = module._draws.own
+    draws = module.begin_step(real, cond).draws.own
     pick = torch.randint(4, (2,), generator=draws)
     eps_in = torch.randn(real.shape, generator=draws)
     t_in = torch.tensor(module.sampling.steps, dtype=torch.float64)[pick]
@@ -177,8 +175,7 @@ def test_rollout_input_is_the_students_own_sampling(tiny: dict[str, Path], tmp_p
     assert batch.cond is not None
     outputs = []
     for scale in (1.0, 100.0):
-        module._seed_draws()
-        outputs.append(module.generate(batch.latents * scale, batch.cond))
+        outputs.append(module.begin_step(batch.latents * scale, batch.cond).gen)
     assert torch.equal(*outputs)
 
 

@@ -12,7 +12,6 @@ from lightning_dfd.objectives import (
     discriminator_loss,
     diversity_loss,
     dmd_gradient,
-    draw_forcing,
     fake_score_loss,
     forced_samples,
     generator_loss,
@@ -89,14 +88,6 @@ def test_data_forcing_shows_real_data_only_when_forced() -> None:
     shown = teacher_data(gen, real, torch.tensor([False, True]))
     assert not shown.requires_grad
     assert torch.equal(shown, torch.stack([gen[0].detach(), real[1]]))
-
-
-def test_forcing_draw_has_its_probability() -> None:
-    generator = torch.Generator().manual_seed(0)
-    share = np.mean([draw_forcing(0.3, generator) for _ in range(4000)])
-    assert share == pytest.approx(0.3, abs=0.03)
-    assert not any(draw_forcing(0.0, generator) for _ in range(100))
-    assert all(draw_forcing(1.0, generator) for _ in range(100))
 
 
 def test_paired_gap_is_the_mean_distance() -> None:

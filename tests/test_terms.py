@@ -11,8 +11,12 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lightning_dfd import DistillationModule, VideoDataModule
+from lightning_dfd.blocks import blocks_of
 from lightning_dfd.data import list_clips, write_cache, write_video
-from lightning_dfd.discriminator import blocks_of
+from lightning_dfd.draws import Draws
+from lightning_dfd.objectives import generator_loss
+from lightning_dfd.objectives.terms import GAN as GANTerm
+from lightning_dfd.objectives.terms import DataForcing, Discriminator, FirstStep, TeacherView
 from lightning_dfd.settings import (
     DataForcingSettings,
     DiversitySettings,
@@ -36,11 +40,29 @@ def inputs(module: DistillationModule, k: int = 50) -> tuple[Tensor, Conditionin
 
 
 def ready(folder: Path, root: Path, steps: int = 2, **options: Any) -> DistillationModule:
-    """A module that has trained a little, with the draws of its next batch."""
+    """A module that has trained a little."""
     module = make_module(folder, **({"dmd": TURNS} | options))
     fit(module, root, steps)
-    module._seed_draws()
     return module
+
+
+def discriminator(module: DistillationModule) -> Discriminator:
+    found = module.term_modules["discriminator"]
+    assert isinstance(found, Discriminator)
+    return found
+
+
+def loss_and_logs(module: DistillationModule, role: Any, *given: Any) -> tuple[Tensor, dict[str, float]]:
+    """A role's loss of the next batch of the run, and what its terms log."""
+    step = module.begin_step(*given)
+    loss = module.loss(role, step)
+    return loss, {name: float(value) for name, value in step.logs.items()}
+
+
+def first_step_loss(module: DistillationModule, z: Tensor, cond: Conditioning) -> float:
+    (term,) = (term for term in module.terms if isinstance(term, FirstStep))
+    draws = Draws.of(0, 0, 0, 0, module.device)
+    return term.loss_from(module.begin_step(z, cond, draws=draws), z, module.sampling.steps).item()
 
 
 class Losses(Callback):
@@ -82,13 +104,14 @@ def test_gan_trains_the_student_and_leaves_the_teacher(
     with torch.no_grad():
         before = module.x0("teacher", real, t, cond)
     fit(module, tmp_path, 4)
-    module._seed_draws()
     with torch.no_grad():
         assert torch.equal(module.x0("teacher", real, t, cond), before)
 
-    gen = module.generate(real, cond)
+    gen = module.begin_step(real, cond).gen
     gen.retain_grad()
-    module.gan_generator_loss(module.schedule.add_noise(gen, torch.zeros_like(gen), t), t, cond).backward()
+    critic = discriminator(module)
+    clean_t = module.schedule.add_noise(gen, torch.zeros_like(gen), t)
+    generator_loss(critic.judge(module.teacher_features(clean_t, t, cond, critic.blocks))).backward()
     assert gen.grad is not None
     own = {id(parameter) for parameter in module.network.parameters_of("student")}
     assert all(p.grad is not None for p in module.network.parameters_of("student"))
@@ -102,7 +125,7 @@ def test_gan_trains_the_student_and_leaves_the_teacher(
     x_t = module.schedule.add_noise(again, torch.zeros_like(gen), t)
     module.backbone.call(untouched, x_t, module.schedule.timestep(t), cond)
     tokens = seen[0] if isinstance(seen[0], Tensor) else seen[0][0]
-    torch.nn.functional.softplus(-module.critic([tokens])).mean().backward()
+    torch.nn.functional.softplus(-critic([tokens])).mean().backward()
     torch.testing.assert_close(gen.grad, again.grad, rtol=1e-4, atol=1e-8)
 
 
@@ -114,23 +137,20 @@ def test_student_loss_is_the_sum_of_its_terms(tiny: dict[str, Path], tmp_path: P
     module = ready(
         tiny["wan"], tmp_path, gan=GANSettings(weight=0.3), diversity=DiversitySettings(weight=0.7), **options
     )
-    total = module.student_loss(*inputs(module)).item()
-    parts = module.latest
-    expected = float(parts["train/student_loss"])
-    expected += weights["gan"] * float(parts["train/gan_generator_loss"])
-    expected += weights["diversity"] * float(parts["train/diversity_loss"])
-    assert total == pytest.approx(expected, rel=1e-6)
-    surrogate = float(parts["train/student_loss"])
-    module.gan = GANSettings()
-    module._seed_draws()
-    module.student_loss(*inputs(module))
-    assert float(module.latest["train/student_loss"]) == surrogate
+    total, parts = loss_and_logs(module, "student", *inputs(module))
+    expected = parts["train/student_loss"]
+    expected += weights["gan"] * parts["train/gan_generator_loss"]
+    expected += weights["diversity"] * parts["train/diversity_loss"]
+    assert total.item() == pytest.approx(expected, rel=1e-6)
+    module.terms = tuple(term for term in module.terms if not isinstance(term, GANTerm))
+    _, without = loss_and_logs(module, "student", *inputs(module))
+    assert without["train/student_loss"] == parts["train/student_loss"]
 
 
 def test_discriminator_learns_in_the_fake_scores_turns(tiny: dict[str, Path], tmp_path: Path) -> None:
     class Heads(Watch):
         def snapshot(self, module: DistillationModule, role: Any) -> list[Tensor]:
-            source = module.critic.parameters() if role == "fake" else module.network.parameters_of(role)
+            source = discriminator(module).parameters() if role == "fake" else module.network.parameters_of(role)
             return [p.detach().clone() for p in source]
 
     watch = Heads()
@@ -150,12 +170,12 @@ def test_the_gan_changes_nothing_in_the_fake_score(tiny: dict[str, Path], tmp_pa
     options = {"gradient_clip": 1e-3, "fake_optimizer": lambda p: torch.optim.SGD(p, lr=1.0)}
     without, with_gan = (make_module(tiny["wan"], gan=gan, **options) for gan in (GANSettings(), GAN))
     with_gan.configure_model()
-    before = [p.detach().clone() for p in with_gan.critic.parameters()]
+    before = [p.detach().clone() for p in discriminator(with_gan).parameters()]
     for module in (without, with_gan):
         fit(module, tmp_path, 1)
     pairs = zip(without.network.parameters_of("fake"), with_gan.network.parameters_of("fake"), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    moved = [(a.detach() - b).norm() for a, b in zip(with_gan.critic.parameters(), before, strict=True)]
+    moved = [(a.detach() - b).norm() for a, b in zip(discriminator(with_gan).parameters(), before, strict=True)]
     assert float(torch.stack(moved).norm()) == pytest.approx(1e-3, rel=1e-2)
 
 
@@ -165,13 +185,12 @@ def test_real_and_made_share_time_and_noise(tiny: dict[str, Path], tmp_path: Pat
     real, cond, _ = inputs(module)
     seen: list[tuple[Tensor, Tensor]] = []
     features = module.teacher_features
-    module.teacher_features = lambda x_t, t, cond: seen.append((x_t, t)) or features(x_t, t, cond)  # type: ignore
-    module.fake_loss(real, cond)
+    module.teacher_features = lambda x_t, t, *rest: seen.append((x_t, t)) or features(x_t, t, *rest)  # type: ignore
+    loss_and_logs(module, "fake", real, cond)
     (made, t), (noised, real_t), (near, near_t) = seen
     assert torch.equal(t, real_t) == same
     assert torch.equal(real_t, near_t)
-    module._seed_draws()
-    gen = module.generate(real, cond)
+    gen = module.begin_step(real, cond).gen
     eps = [
         ((x - (1 - time.float().view(-1, 1, 1, 1, 1)) * clean) / time.float().view(-1, 1, 1, 1, 1)).detach()
         for x, time, clean in ((made, t, gen), (noised, real_t, real))
@@ -184,15 +203,13 @@ def test_real_and_made_share_time_and_noise(tiny: dict[str, Path], tmp_path: Pat
 def test_r1_is_part_of_the_discriminators_loss(tiny: dict[str, Path], tmp_path: Path) -> None:
     module = ready(tiny["wan"], tmp_path, gan=GANSettings(weight=0.03, r1_weight=100.0))
     real, cond, _ = inputs(module)
-    with_r1 = module.fake_loss(real, cond).item()
-    plain = float(module.latest["train/fake_loss"]) + float(module.latest["train/gan_discriminator_loss"])
-    assert with_r1 > plain
+    with_r1, logs = loss_and_logs(module, "fake", real, cond)
+    assert with_r1 > logs["train/fake_loss"] + logs["train/gan_discriminator_loss"]
     with torch.no_grad():  # a head that answers alike to everything
-        for parameter in module.critic.parameters():
+        for parameter in discriminator(module).parameters():
             parameter.zero_()
-    module._seed_draws()
-    constant = module.fake_loss(real, cond).item()
-    assert constant == pytest.approx(float(module.latest["train/fake_loss"]) + 2 * 0.693147, rel=1e-5)
+    constant, logs = loss_and_logs(module, "fake", real, cond)
+    assert constant.item() == pytest.approx(logs["train/fake_loss"] + 2 * 0.693147, rel=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
@@ -213,7 +230,7 @@ def test_resume_with_a_gan_equals_the_uninterrupted_run(tiny: dict[str, Path], t
     for a, b in zip(whole.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
     assert not torch.equal(
-        whole.critic.heads[0].logit.weight, module_at_start(tiny["wan"]).critic.heads[0].logit.weight
+        discriminator(whole).heads[0].logit.weight, discriminator(module_at_start(tiny["wan"])).heads[0].logit.weight
     )
 
 
@@ -240,7 +257,9 @@ def test_checkpoints_hold_the_head_only_with_a_gan(tiny: dict[str, Path], tmp_pa
     for name, gan in (("on", GANSettings(weight=0.1)), ("off", GANSettings())):
         fit(make_module(tiny["wan"], gan=gan), tmp_path, 2).save_checkpoint(tmp_path / f"{name}.ckpt")
         state = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["state_dict"]
-        assert len([key for key in state if key.startswith("discriminator.")]) == (4 if name == "on" else 0)
+        assert len([key for key in state if key.startswith("term_modules.discriminator.")]) == (
+            4 if name == "on" else 0
+        )
     other = make_module(tiny["wan"], gan=GAN)
     with pytest.raises(ValueError, match=r"checkpoint is of another recipe|does not fit this model"):
         fit(other, tmp_path, 3, ckpt_path=str(tmp_path / "off.ckpt"), start=2)
@@ -256,12 +275,12 @@ def test_a_start_with_or_without_a_head(tiny: dict[str, Path], tmp_path: Path) -
         module.configure_model()
         return module
 
-    taken = started("on.ckpt", GAN).critic.state_dict()
-    assert all(torch.equal(taken[key], value) for key, value in source.critic.state_dict().items())
-    assert started("on.ckpt", GANSettings()).discriminator is None
-    new = started("off.ckpt", GAN).critic.state_dict()
+    taken = discriminator(started("on.ckpt", GAN)).state_dict()
+    assert all(torch.equal(taken[key], value) for key, value in discriminator(source).state_dict().items())
+    assert not started("on.ckpt", GANSettings()).term_modules
+    new = discriminator(started("off.ckpt", GAN)).state_dict()
     assert not torch.equal(new["heads.0.logit.weight"], taken["heads.0.logit.weight"])
-    with pytest.warns(UserWarning, match="a discriminator on other blocks"):
+    with pytest.warns(UserWarning, match="a discriminator of other shapes"):
         started("on.ckpt", GANSettings(weight=0.03, blocks=[0, 1]))
 
 
@@ -283,7 +302,7 @@ def test_first_step_loss_is_nothing_for_the_teachers_own_map(tiny: dict[str, Pat
         )
         module.configure_model()
         real, cond, _ = inputs(module)
-        loss = module.first_step_loss(torch.randn(real.shape, generator=torch.Generator().manual_seed(0)), cond).item()
+        loss = first_step_loss(module, torch.randn(real.shape, generator=torch.Generator().manual_seed(0)), cond)
         assert (loss < 1e-9) == zero, (anchors, guidance, loss)
 
 
@@ -309,7 +328,7 @@ def test_first_step_loss_equals_the_method_written_out(tiny: dict[str, Path], tm
         uncond, conditional = velocity("teacher", x, now, negative), velocity("teacher", x, now, cond)
         x = x + (then - now) * (uncond + module.dmd.guidance * (conditional - uncond))
     expected = (velocity("student", z, 1.0, cond) - (z - x) / 0.3).square().mean().item()
-    assert module.first_step_loss(z, cond).item() == pytest.approx(expected, rel=1e-4)
+    assert first_step_loss(module, z, cond) == pytest.approx(expected, rel=1e-4)
 
 
 def test_dmd_leaves_the_first_step_alone(tiny: dict[str, Path], tmp_path: Path) -> None:
@@ -363,10 +382,8 @@ def teacher_calls(module: DistillationModule) -> list[tuple[Tensor, Tensor, Any]
 
 def clean(module: DistillationModule, x_t: Tensor, t: Tensor, real: Tensor, cond: Conditioning) -> list[str]:
     """What each sample of x_t is a noised version of, by the draws of this batch."""
-    module._seed_draws()
-    gen = module.generate(real, cond)
-    module.score_time(len(gen))
-    eps = module._draws.noise_like(gen)
+    step = module.begin_step(real, cond)
+    gen, eps = step.gen, step.eps
     kinds = []
     for b in range(len(real)):
         matches = {
@@ -386,9 +403,8 @@ def test_forcing_of_a_time_range_with_a_guidance_of_its_own(tiny: dict[str, Path
     met = set()
     for seed in range(12):
         module.seed = seed
-        module._seed_draws()
         real, cond, prompts = inputs(module, 60 + seed)
-        module.student_loss(real, cond, prompts)
+        loss_and_logs(module, "student", real, cond, prompts)
         x_t, t, scale = calls[-1]
         inside = (t >= 0.6).tolist()
         assert scale.tolist() == [1.0 if one else 5.0 for one in inside]
@@ -412,13 +428,6 @@ def test_guidance_of_one_saves_the_unconditional_call(tiny: dict[str, Path], tmp
     for scale in (1.0, torch.ones(2), torch.tensor([1.0, 5.0]), None):
         module.guided_teacher(real, t, cond, scale)
     assert sizes == [2, 2, 4, 4]
-
-
-def test_until_ends_data_forcing(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """One student update in two: iterations 2, 4, 6, 8, of which the last two are plain DMD."""
-    module = make_module(tiny["wan"], data_forcing=DataForcingSettings(1.0, until=4), dmd=TURNS)
-    fit(module, tmp_path, 8)
-    assert module.counts == {"student_steps": 4, "forced_steps": 2, "skipped_steps": 0}
 
 
 @pytest.fixture
@@ -459,11 +468,12 @@ def test_pairs_are_the_nearest_clips_of_the_caption(
     trainer = make_trainer(tmp_path, 2)
     trainer.fit(module, datamodule=clips)
     assert torch.isfinite(trainer.callback_metrics["train/paired_gap"])
-    module._seed_draws()
     cats = clips.same_caption_latents("a cat", 16, torch.Generator())
     (dog,) = clips.same_caption_latents("a dog", 16, torch.Generator())
-    gen = torch.stack([cats[3] + 0.01, cats[3]])
-    paired = module.pair(torch.stack([cats[0], dog]), gen, ("a cat", "a dog"))
+    step = module.begin_step(torch.stack([cats[0], dog]), Conditioning({}), ("a cat", "a dog"))
+    step.gen = torch.stack([cats[3] + 0.01, cats[3]])
+    (term,) = (term for term in module.terms if isinstance(term, DataForcing))
+    paired = term.view(step, TeacherView(step.gen, 1.0, step.real)).real
     assert torch.equal(paired[0], cats[3])
     assert torch.equal(paired[1], dog)  # whatever is near, it has to be of the caption
 
@@ -488,7 +498,7 @@ def test_candidates_are_a_function_of_the_iteration(
 
 def test_nearest_needs_a_cache(tiny: dict[str, Path], tmp_path: Path) -> None:
     module = make_module(tiny["wan"], data_forcing=DataForcingSettings(0.5, nearest_of=16))
-    with pytest.raises(ValueError, match=r"nearest_of is 16.*run `lightning cache` and set data\.cache"):
+    with pytest.raises(ValueError, match=r"nearest_of is 16.*run lightning cache and set data\.cache"):
         fit(module, tmp_path, 1)
 
 
@@ -500,7 +510,6 @@ def test_nearest_needs_a_cache(tiny: dict[str, Path], tmp_path: Path) -> None:
         (lambda: DataForcingSettings(time_range=[0.9]), r"data_forcing\.time_range is \[0\.9\]"),
         (lambda: DataForcingSettings(nearest_of=0), r"data_forcing\.nearest_of is 0"),
         (lambda: DataForcingSettings(nearest_of=4, shown="gen"), r"nearest_of is 4; it must be 1 with shown: gen"),
-        (lambda: DataForcingSettings(until=-1), r"data_forcing\.until is -1"),
         (lambda: GANSettings(weight=-1), r"model\.gan\.weight is -1"),
         (lambda: GANSettings(r1_weight=-1), r"model\.gan\.r1_weight is -1"),
         (lambda: GANSettings(r1_sigma=0), r"model\.gan\.r1_sigma is 0"),
@@ -519,5 +528,3 @@ def test_latest_can_be_read_and_not_written(tiny: dict[str, Path], tmp_path: Pat
     assert float(module.latest["train/student_loss"]) >= 0
     with pytest.raises(TypeError):
         module.latest["train/student_loss"] = 0.0  # type: ignore[index]
-    with pytest.raises(RuntimeError, match=r"model\.gan\.weight above 0"):
-        module.critic  # noqa: B018

@@ -1,5 +1,4 @@
 from lightning_dfd.objectives.dfd import (
-    draw_forcing,
     forced_samples,
     nearest_real,
     paired_gap,
@@ -15,7 +14,6 @@ __all__ = [
     "discriminator_loss",
     "diversity_loss",
     "dmd_gradient",
-    "draw_forcing",
     "fake_score_loss",
     "forced_samples",
     "generator_loss",

@@ -11,14 +11,6 @@ import torch
 from torch import Tensor
 
 
-def draw_forcing(probability: float, generator: torch.Generator) -> bool:
-    """Whether this step is data-forced: one draw, which realises the mixed update of eqs. 9 and 10.
-
-    Give it a generator that all ranks seed alike, as they have to share the draw.
-    """
-    return bool(torch.rand((), generator=generator, device=generator.device) < probability)
-
-
 def forced_samples(forced: bool, t: Tensor, time_range: Sequence[float] | None = None) -> Tensor:
     """Which samples of a step are data-forced: bool [B], none if the step is not, else those with low <= t <= high.
 

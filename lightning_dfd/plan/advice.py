@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lightning_dfd.objectives.terms import TermRecipe
 from lightning_dfd.plan.estimate import Estimate, Setup, estimate
 from lightning_dfd.quantization import BYTES, Quantization
 
@@ -78,7 +79,11 @@ def _adapters(setup: Setup) -> tuple[str, Setup] | None:
 
 def _offload(setup: Setup) -> tuple[str, Setup] | None:
     module = setup.module
-    if module.backbone.offload or module.student.mode == "lora" or module.gan.weight:
+    if module.backbone.offload or module.student.mode == "lora":
+        return None
+    try:
+        module.check_terms(TermRecipe(module.student_input, adapters=False, offload=True))
+    except ValueError:  # a term's gradient runs through the teacher
         return None
     changed = replace(setup, module=copy.deepcopy(module))
     changed.module.backbone.offload = True

@@ -50,8 +50,8 @@ class Estimate:
 
     Args:
         base: the frozen teacher's weights and buffers.
-        weights: trained ones of each role, the average's, and the discriminator's.
-        states: the optimizers' of each role; the discriminator's are with the fake score's.
+        weights: trained ones of each role, the average's, and those of terms' modules.
+        states: the optimizers' of each role; those of terms' modules are with the fake score's.
         turns: most bytes alive in a role's update, all of the above included.
         vae: weights.
         text: weights of the text encoders; None if their configs are not there.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ from lightning_dfd.plan.components import replace_tensors, size_of, transformers
 from lightning_dfd.plan.meter import Meter
 from lightning_dfd.plan.rules import Rules
 from lightning_dfd.roles import TRAINED
-from lightning_dfd.settings import DataForcingSettings
 from lightning_dfd.types import Role, VideoSize
 
 CPU = torch.device("cpu")
@@ -43,8 +42,8 @@ class Rehearsal:
 
     Args:
         base: the frozen teacher's weights and buffers.
-        weights: of every trained role, of the average, and of the discriminator.
-        states: of each role's optimizer; the discriminator's are with the fake score's.
+        weights: of every trained role, of the average, and of the modules that terms train.
+        states: of each role's optimizer; those of terms' modules are with the fake score's.
         turns: by the role that is updated.
     """
 
@@ -63,10 +62,7 @@ def rehearse(module: DistillationModule, size: VideoSize, batch_size: int, preci
         device: `cuda` or `cpu`: whose rules of mixed precision and of optimizers to follow.
     """
     backbone = module.backbone
-    # The teacher's guidance is what counts: forced or not, it sees one batch.
-    forced = module.data_forcing.guidance if module.data_forcing.probability else None
-    module.dmd = replace(module.dmd, guidance=max(module.dmd.guidance, forced or 1.0))
-    module.data_forcing = DataForcingSettings()
+    module.terms = tuple(term.heaviest() for term in module.terms)
     with torch.device("meta"):
         module.build_roles(backbone.blank_transformer())
     if precision in WHOLE:
@@ -76,13 +72,11 @@ def rehearse(module: DistillationModule, size: VideoSize, batch_size: int, preci
         with fake:
             replace_tensors(module, lambda like: torch.empty(like.shape, dtype=like.dtype, device=CPU))
         weights: dict[str, int] = {role: _bytes(module.network.parameters_of(role)) for role in module.network.held}
-        if module.discriminator is not None:
-            weights["discriminator"] = size_of(module.discriminator)
+        weights |= {name: size_of(part) for name, part in module.term_modules.items()}
         base = meter.live - sum(weights.values())
         optimizers = _optimizers(module, device)
         states: dict[str, int] = {role: _fill_states(optimizer, meter) for role, optimizer in optimizers.items()}
         module.negative = backbone.blank_prompts(1)
-        module._draws = _Longest.of(0, 0, 0, 0, CPU)
         with _inside_networks(module, fake, Rules(device)):
             turns = {
                 role: _turn(module, role, optimizers[role], meter, size, batch_size, AUTOCAST.get(precision))
@@ -104,15 +98,14 @@ def _turn(
     backbone = module.backbone
     real = torch.randn(batch_size, *backbone.latent_shape(size))
     cond = backbone.blank_prompts(batch_size) | backbone.blank_images(batch_size, size)
-    prompts = [""] * batch_size
     if module.accumulate > 1:  # in all batches but the first the gradients are there from the start
         for parameter in module.network.parameters_of(role):
             parameter.grad = torch.zeros_like(parameter)
     meter.restart()
     with torch.autocast("cpu", autocast) if autocast else nullcontext():
-        loss = module.student_loss(real, cond, prompts) if role == "student" else module.fake_loss(real, cond)
-    loss.backward()
-    del loss
+        step = module.begin_step(real, cond, draws=_Longest.of(0, 0, 0, 0, CPU))
+        module.loss(role, step).backward()
+    del step
     flops = meter.flops * module.accumulate
     gradients = sum(_bytes(p.grad for p in group["params"] if p.grad is not None) for group in optimizer.param_groups)
     module.clip(optimizer)
@@ -120,7 +113,6 @@ def _turn(
     optimizer.zero_grad()
     if role == "student" and "ema" in module.network.held:
         module.network.update_average(0.9)
-    module._latest.clear()
     return Turn(meter.peak, gradients, flops)
 
 

@@ -296,7 +296,8 @@ def gan(case: Case, folder: Path) -> float | None:
         require(torch.as_tensor(module.latest[f"train/{name}"]).isfinite(), f"{name} is not finite")
     x_t, t, cond = case.inputs()
     x_t.requires_grad_()
-    module.critic.judge(module.teacher_features(x_t, t, cond)).sum().backward()
+    discriminator: Any = module.term_modules["discriminator"]
+    discriminator.judge(module.teacher_features(x_t, t, cond, discriminator.blocks)).sum().backward()
     require(x_t.grad is not None and x_t.grad.any(), "the discriminator's verdict does not reach the clip")
     require(trainer.global_step == 2, "an iteration took another number of counted steps than one")
     return None
