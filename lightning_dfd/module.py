@@ -228,7 +228,9 @@ class DistillationModule(LightningModule):
         with self.network.act_as(role) as transformer:
             return self.backbone.x0(transformer, x_t, t, cond)
 
-    def guided_teacher(self, x_t: Time, t: Time, cond: Conditioning, guidance: float | Tensor | None = None) -> Tensor:
+    def guided_teacher(
+        self, x_t: Tensor, t: Time, cond: Conditioning, guidance: float | Tensor | None = None
+    ) -> Tensor:
         """The teacher with classifier-free guidance, both calls in one batch.
 
         `guidance` is one number or [B]; None for the recipe's. Where it is 1 for all, the unconditional call is saved.
