@@ -18,7 +18,7 @@ from lightning_dfd.backbones.capture import Recording, SchedulerStep
 from lightning_dfd.backbones.hunyuan import EMBEDDED_GUIDANCE
 from lightning_dfd.backbones.learned import CHECKS, CaptureRefused, Failed, find_layout, find_prompt, learn_inputs
 from lightning_dfd.export import ExportFormat, export_student
-from lightning_dfd.noise import shifted_steps
+from lightning_dfd.noise import Time, shifted_steps
 from lightning_dfd.objectives import guide
 from lightning_dfd.sampler import sample
 from lightning_dfd.settings import DataForcingSettings, DMDSettings, SamplingSettings, StudentSettings
@@ -138,8 +138,9 @@ def test_a_process_proves_a_teacher_once(unlisted: dict[str, Path], monkeypatch:
 
 
 class WrongTime(CapturedBackbone):
-    def x0(self, transformer: Any, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
-        return super().x0(transformer, x_t, 0.99 * t, cond)
+    def x0(self, transformer: Any, x_t: Tensor, t: Time, cond: Any) -> Tensor:
+        wrong = 0.99 * t if isinstance(t, Tensor) else replace(t, sigma=0.99 * t.sigma)
+        return super().x0(transformer, x_t, wrong, cond)
 
 
 class Mixed(CapturedBackbone):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -9,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_dfd import DistillationModule, VideoDataModule
+from lightning_dfd.callbacks import VideoEvaluation, VideoSamples
 from lightning_dfd.noise import Time, schedule_from_config
 from lightning_dfd.sampler import sample, teacher_times
+from lightning_dfd.testing.variants import link_with_scheduler
 
 STEPS = (7, 10, 25, 30, 36, 50)
 SPACINGS = ("leading", "trailing", "linspace")
@@ -166,3 +171,15 @@ def test_others_are_refused_by_name_in_one_line(name: str, config: dict[str, Any
         teacher_times({"num_train_timesteps": 1000, **config, "_class_name": name}, steps)
     assert "\n" not in str(refusal.value)
     assert str(refusal.value).startswith("the teacher cannot be sampled")
+
+
+def test_callbacks_refuse_a_teacher_before_anything_is_loaded(tiny: dict[str, Path], tmp_path: Path) -> None:
+    heun = {"num_train_timesteps": 1000, **LINEAR, "_class_name": "HeunDiscreteScheduler"}
+    link_with_scheduler(tiny["latte"], tmp_path / "heun", heun)
+    module: Any = DistillationModule(str(tmp_path / "heun"))
+    trainer: Any = SimpleNamespace(datamodule=VideoDataModule(folder="videos", frames=9, height=32, width=48))
+    for callback in (VideoSamples(), VideoEvaluation()):
+        with pytest.raises(ValueError, match="its HeunDiscreteScheduler is no solver"):
+            callback.setup(trainer, module, "fit")
+    VideoEvaluation(teacher=False).setup(trainer, module, "fit")
+    assert module.roles is None

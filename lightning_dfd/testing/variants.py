@@ -36,7 +36,7 @@ def vary(case: Case, folder: Path, seed: int) -> tuple[Case, int, str]:
     call = inspect.signature(getattr(diffusers, case.teacher.pipeline_name).__call__).parameters
     solvers = [name for name in FIRST_ORDER if name != "DPMSolverMultistepScheduler" or "sigmas" not in call]
     scheduler = _scheduler(draw, dict(case.teacher.scheduler_config), solvers)
-    _link(Path(case.source), folder, scheduler)
+    link_with_scheduler(Path(case.source), folder, scheduler)
     text = case.text_length
     if text == TEXT_LENGTH and not case.teacher.text_length_is_fixed:
         text = draw.choice((11, TEXT_LENGTH, 19))
@@ -70,7 +70,7 @@ def _scheduler(draw: random.Random, config: dict[str, Any], solvers: Sequence[st
     return {**config, **FIRST_ORDER.get(name, {}), "_class_name": name}
 
 
-def _link(source: Path, folder: Path, scheduler: Mapping[str, Any]) -> None:
+def link_with_scheduler(source: Path, folder: Path, scheduler: Mapping[str, Any]) -> None:
     """A pipeline's folder with another scheduler, of links to `source` otherwise."""
     folder.mkdir(parents=True)
     for path in source.iterdir():
