@@ -19,6 +19,7 @@ from lightning_dfd.backbones.blank import blank_network
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.plan import Advice, Estimate, Meter, Setup, advise, as_json, as_text, estimate
 from lightning_dfd.plan.components import blank_encoders, size_of
+from lightning_dfd.plan.estimate import SAMPLED
 from lightning_dfd.quantization import Quantization
 from lightning_dfd.settings import DiversitySettings, GANSettings, SamplingSettings, StudentSettings
 from lightning_dfd.tiny import TEXT_LENGTH, TINY
@@ -106,7 +107,7 @@ def test_everything_blank_is_like_the_real_thing(tiny: dict[str, Path], each: st
 
 
 def test_every_family_is_rehearsed(tiny: dict[str, Path], each: str) -> None:
-    """Both updates and the VAE's encoding, whose peak is compared with a real one's."""
+    """Both updates, and the VAE's encoding and decoding, whose peaks are compared with real ones."""
     if not plannable(each):
         return
     trial = TINY[each]
@@ -124,6 +125,10 @@ def test_every_family_is_rehearsed(tiny: dict[str, Path], each: str) -> None:
     with Meter() as meter:
         backbone.encode_videos(torch.zeros(1, 3, trial.size.frames, trial.size.height, trial.size.width))
     assert found.encoding == pytest.approx(meter.peak, rel=0.15)
+    latents = torch.zeros(SAMPLED, *backbone.latent_shape(trial.size))
+    with Meter() as meter:
+        backbone.decode_latents(latents)
+    assert found.decoding == pytest.approx(meter.peak, rel=0.15)
 
 
 def test_meter_counts_what_is_alive() -> None:

@@ -27,6 +27,7 @@ from lightning_dfd.quantization import Quantization
 from lightning_dfd.sampler import teacher_times
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
+PIXELS_AT_ONCE = 1 << 24  # that a VAE is handed: about one clip of 49x480x720
 TEXT_WIDTHS = ("text_embed_dim", "text_dim", "caption_channels", "in_text_dim")  # what the families' configs call it
 
 
@@ -45,10 +46,12 @@ class Backbone(ABC):
     Attributes:
         quantization: of the network that `load_transformer` gives; None for none.
         offload: keep VAE and text encoders on the CPU, but for what is computing.
+        vae_tiling: let the VAE work on overlapping tiles, for less memory.
     """
 
     quantization: Quantization | None = None
     offload = False
+    vae_tiling = False
     lora_targets: ClassVar[tuple[str, ...]]  # names of the linear layers that LoRA adapts
     text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")  # the pipeline's components for prompts
     image_parts: ClassVar[tuple[str, ...]] = ()  # and for images, besides the VAE
@@ -256,8 +259,10 @@ class Backbone(ABC):
         """Zeros in the shapes of `encode_images`."""
         return Conditioning({})
 
-    def prepare_vae(self, vae: Any) -> None:  # noqa: B027, most need nothing
-        """Set on a VAE what it cannot do without."""
+    def prepare_vae(self, vae: Any) -> None:
+        """Set on a VAE what it cannot do without, and tiling where that was asked for."""
+        if self.vae_tiling:
+            vae.enable_tiling()
 
     def unconditional(self, negative: Conditioning, cond: Conditioning) -> Conditioning:
         """What the network is told in the unguided half of guidance: cond (batch B) with `negative` (1) for prompts."""
@@ -292,9 +297,10 @@ class Backbone(ABC):
     def encode_videos(self, videos: Tensor) -> Tensor:
         """Latents as the network sees them, float32, of videos [B, C, F, H, W] in [-1, 1].
 
-        The mean of the VAE's posterior, so that a cache does not depend on a draw. Clip by clip, as in decoding.
+        The mean of the VAE's posterior, so that a cache does not depend on a draw. Few at a time, as in decoding.
         """
-        latents = [self.encode(clip.to(self.device, self.vae.dtype)) for clip in videos.split(1)]
+        groups = videos.split(clips_at_once(videos[0, 0].numel()))
+        latents = [self.encode(group.to(self.device, self.vae.dtype)) for group in groups]
         return self.normalise(torch.cat(latents).float())
 
     def encode(self, videos: Tensor) -> Tensor:
@@ -306,10 +312,13 @@ class Backbone(ABC):
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Videos [B, C, F, H, W] in [-1, 1], float32.
 
-        Clip by clip: a VAE takes gigabytes for one, and some fail where a tensor passes 2^31 elements.
+        Large ones clip by clip: a VAE takes gigabytes for one, and some fail where a tensor passes 2^31 elements.
         """
         scaled = self.denormalise(latents.to(self.device).float()).to(self.vae.dtype)
-        return torch.cat([self.decode(clip).float().clamp(-1.0, 1.0) for clip in scaled.split(1)])
+        groups = scaled.split(
+            clips_at_once(scaled[0, 0].numel() * math.prod(self.compression()) * self.compression()[1])
+        )
+        return torch.cat([self.decode(group).float().clamp(-1.0, 1.0) for group in groups])
 
     def decode(self, latents: Tensor) -> Tensor:
         """The VAE's decoder: latents [B, C, f, h, w] as it wants them, to videos [B, C, F, H, W]."""
@@ -375,6 +384,7 @@ class Backbone(ABC):
         """The VAE alone: to decode samples on a cache, whose text embeddings are there."""
         pipe = self.load_pipeline(**dict.fromkeys((*self.networks, *self.text_parts, *self.image_parts)))
         self.prepare(pipe)
+        self.prepare_vae(pipe.vae)
         return self._place(pipe.vae)
 
     @cached_property
@@ -471,6 +481,11 @@ class Backbone(ABC):
     def network_identity(self) -> dict[str, str]:
         """`identity`, and what decides the teacher's own samples besides."""
         return self.identity() | network_identity_of(self)
+
+
+def clips_at_once(pixels: int) -> int:
+    """Clips of so many pixels (frames included) that a VAE is handed together."""
+    return max(1, PIXELS_AT_ONCE // pixels)
 
 
 def cleaned_captions() -> dict[str, bool]:

@@ -115,7 +115,9 @@ class Cosmos25Backbone(PerChannel):
 
     @cached_property
     def vae(self) -> Any:
-        return self._load(AutoencoderKLWan, "vae").to(self.device)
+        vae = self._load(AutoencoderKLWan, "vae")
+        self.prepare_vae(vae)
+        return vae.to(self.device)
 
     def _load(self, kind: Any, folder: str) -> nn.Module:
         return load_part(self.location, folder, kind, self.dtype).eval().requires_grad_(False)
