@@ -150,9 +150,14 @@ class Backbone(ABC):
         """Channels that the network has to answer with."""
         return self.latent_channels()
 
-    def encoder_widths(self) -> dict[str, int]:
-        """Features of a token that the network takes from each of the pipeline's encoders, by the encoder's name."""
-        return {"text_encoder": self.text_width()}
+    def encoder_widths(self) -> dict[str, int | None]:
+        """Features of a token that the network takes from each of the pipeline's encoders, by the encoder's name; None
+        where its config does not say."""
+        return {
+            "text_encoder": next(
+                (self.transformer_config[key] for key in TEXT_WIDTHS if key in self.transformer_config), None
+            )
+        }
 
     def features_of(self, name: str, config: Mapping[str, Any]) -> int | None:
         """Features of a token that the encoder `name` gives, by its config; None where that does not say."""
@@ -315,9 +320,9 @@ class Backbone(ABC):
         Large ones clip by clip: a VAE takes gigabytes for one, and some fail where a tensor passes 2^31 elements.
         """
         scaled = self.denormalise(latents.to(self.device).float()).to(self.vae.dtype)
-        groups = scaled.split(
-            clips_at_once(scaled[0, 0].numel() * math.prod(self.compression()) * self.compression()[1])
-        )
+        temporal, spatial = self.compression()
+        frames, height, width = scaled.shape[2:]
+        groups = scaled.split(clips_at_once(((frames - 1) * temporal + 1) * height * width * spatial**2))
         return torch.cat([self.decode(group).float().clamp(-1.0, 1.0) for group in groups])
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -457,8 +462,9 @@ class Backbone(ABC):
         most = self.most_patches()
         if most is None:
             return None
-        temporal, multiple = self.compression()[0], self.side_multiple()
-        return VideoSize((most[0] * self.patches()[0] - 1) * temporal + 1, most[1] * multiple, most[2] * multiple)
+        (temporal, spatial), (frames, side), multiple = self.compression(), self.patches(), self.side_multiple()
+        height, width = (count * side * spatial // multiple * multiple for count in most[1:])
+        return VideoSize((most[0] * frames - 1) * temporal + 1, height, width)
 
     def size_rule(self) -> str:
         """The rule of `nearest_size` in words."""

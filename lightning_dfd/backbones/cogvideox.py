@@ -32,8 +32,7 @@ class CogVideoXBackbone(Backbone):
     @property
     def text_length_is_fixed(self) -> bool:
         """Positions of the 2B and of I2V are added to text and video together, for so many text tokens."""
-        config = self.transformer_config
-        return not config["use_rotary_positional_embeddings"] or self._learned
+        return not self.transformer_config.get("use_rotary_positional_embeddings") or self._learned
 
     @property
     def _learned(self) -> bool:
@@ -63,6 +62,12 @@ class CogVideoXBackbone(Backbone):
 
     def denormalise(self, latents: Tensor) -> Tensor:
         return latents.transpose(1, 2) / self.vae_config["scaling_factor"]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Of an even number of latent frames the VAE makes four frames of the first as well, not one: the last of them
+        is the video's first."""
+        frames = (latents.shape[2] - 1) * self.compression()[0] + 1
+        return super().decode(latents)[:, :, -frames:]
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         output: Tensor = transformer(

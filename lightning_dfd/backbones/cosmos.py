@@ -52,8 +52,11 @@ class Cosmos25Backbone(PerChannel):
         """Rotary positions are made for the longest axis, learned ones for each."""
         config = self.transformer_config
         most = [size // patch for size, patch in zip(config["max_size"], config["patch_size"], strict=True)]
-        frames, height, width = most if config["extra_pos_embed_type"] else [max(most)] * 3
+        frames, height, width = most if config.get("extra_pos_embed_type", "learnable") else [max(most)] * 3
         return frames, height, width
+
+    def encoder_widths(self) -> dict[str, int | None]:
+        return {"text_encoder": self.text_width()}
 
     def features_of(self, name: str, config: Mapping[str, Any]) -> int | None:
         """The pipeline joins what all layers of its text encoder say."""

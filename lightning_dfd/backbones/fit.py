@@ -22,8 +22,9 @@ def check_parts(backbone: Backbone) -> None:
     for name in backbone.networks:
         _check_channels(backbone, name, backbone.network_config(name))
     for name, width in backbone.encoder_widths().items():
-        features = backbone.features_of(name, backbone.encoder_config(name) or {})
-        if features is not None and features != width:
+        config = backbone.encoder_config(name) if name in backbone.encoder_names else None
+        features = backbone.features_of(name, config or {})
+        if None not in (features, width) and features != width:
             raise ValueError(
                 f"the network of {backbone.source} takes {width} features of {name}, whose config says {features}; set "
                 f"model.teacher to a pipeline whose network and {name} belong together"
@@ -46,8 +47,8 @@ def refuse_quantised(backbone: Backbone) -> None:
 
 def _check_channels(backbone: Backbone, name: str, config: Mapping[str, Any]) -> None:
     latents = backbone.latent_channels()
-    takes = next((config[key] for key in INPUT if config.get(key) is not None), None)
-    gives = next((config[key] for key in OUTPUT if config.get(key) is not None), takes)
+    takes = next((config[key] for key in INPUT if key in config), None)
+    gives = next((config[key] or takes for key in OUTPUT if key in config), None)
     pairs = (("takes", takes, backbone.input_channels()), ("answers with", gives, backbone.output_channels()))
     for verb, has, needed in pairs:
         if has is not None and int(has) != needed:

@@ -35,8 +35,8 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
     def input_channels(self) -> int:
         return 2 * self.latent_channels() + 1  # see network_input
 
-    def encoder_widths(self) -> dict[str, int]:
-        return {"text_encoder": self.text_width(), "text_encoder_2": self.transformer_config["text_embed_2_dim"]}
+    def encoder_widths(self) -> dict[str, int | None]:
+        return super().encoder_widths() | {"text_encoder_2": self.transformer_config.get("text_embed_2_dim")}
 
     def guidance_arguments(self, scale: float) -> dict[str, float]:
         """None: the pipeline's guider has the scale, see `prepare`."""
@@ -107,8 +107,8 @@ class HunyuanVideo15ImageBackbone(ImageChannels, HunyuanVideo15Backbone):
 
     image_parts = ("image_encoder", "feature_extractor")
 
-    def encoder_widths(self) -> dict[str, int]:
-        return super().encoder_widths() | {"image_encoder": self.transformer_config["image_embed_dim"]}
+    def encoder_widths(self) -> dict[str, int | None]:
+        return super().encoder_widths() | {"image_encoder": self.transformer_config.get("image_embed_dim")}
 
     def check_teacher(self) -> None:
         super().check_teacher()

@@ -45,8 +45,8 @@ class Kandinsky5Backbone(Backbone):
     def most_patches(self) -> tuple[int, int, int]:
         return 128, 128, 128
 
-    def encoder_widths(self) -> dict[str, int]:
-        return {"text_encoder": self.text_width(), "text_encoder_2": self.transformer_config["in_text_dim2"]}
+    def encoder_widths(self) -> dict[str, int | None]:
+        return super().encoder_widths() | {"text_encoder_2": self.transformer_config.get("in_text_dim2")}
 
     def latent_shape(self, size: VideoSize) -> tuple[int, ...]:
         temporal, spatial = self.compression()

@@ -23,24 +23,25 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, Safetensor
 
 
 def load_pipeline(source: str | Location, dtype: torch.dtype, name: str | None = None, **components: Any) -> Any:
-    """`DiffusionPipeline.from_pretrained`, or that of the class `name`, which neither downloads nor loads components
+    """`from_pretrained` of the pipeline's class, or of the class `name`, which neither downloads nor loads components
     that are given (as None). Components whose weights are there as a variant only are loaded from it."""
     location = locate(source)
+    index = read_config(DiffusionPipeline, location)
     config = components.get("quantization_config")
     mapping: Mapping[str, Any] = {} if config is None else config.quant_mapping
-    for part, (library, kind) in parts_of(read_config(DiffusionPipeline, location)).items():
+    for part, (library, kind) in parts_of(index).items():
         if part in components or not _is_network(library, kind):
             continue
         weights = weights_of(location, part, dtype)
         if weights is not None and weights.variant is not None:
             options = {"quantization_config": mapping[part]} if part in mapping else {}
-            components[part] = load_part(
-                location, part, getattr(importlib.import_module(library), kind), dtype, **options
-            )
+            network = getattr(importlib.import_module(library), kind)
+            components[part] = load_part(location, part, network, dtype, **options)
+    # Of its own class: that of DiffusionPipeline loads given components all the same where the class has them as optional,
+    # as Wan's has its networks.
+    pipeline = getattr(diffusers, name or str(index["_class_name"]), DiffusionPipeline)
     try:
-        return getattr(diffusers, name or "DiffusionPipeline").from_pretrained(
-            location.repo, revision=location.revision, dtype=dtype, **components
-        )
+        return pipeline.from_pretrained(location.repo, revision=location.revision, dtype=dtype, **components)
     except UNREADABLE as error:
         raise teacher_not_found(location, error) from error
 

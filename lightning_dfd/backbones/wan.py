@@ -39,7 +39,7 @@ class WanBackbone(PerChannel):
         return int(self.vae_config.get("scale_factor_temporal", 4)), int(self.vae_config.get("scale_factor_spatial", 8))
 
     def most_patches(self) -> tuple[int, int, int]:
-        return (int(self.transformer_config["rope_max_seq_len"]),) * 3
+        return (int(self.transformer_config.get("rope_max_seq_len", 1024)),) * 3
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         output: Tensor = transformer(
@@ -87,9 +87,8 @@ class WanImageBackbone(ImageChannels, WanBackbone):
     def input_channels(self) -> int:
         return 2 * self.latent_channels() + self.compression()[0]  # see encode_images
 
-    def encoder_widths(self) -> dict[str, int]:
-        width = self.transformer_config.get("image_dim")
-        return super().encoder_widths() | ({} if width is None else {"image_encoder": int(width)})
+    def encoder_widths(self) -> dict[str, int | None]:
+        return super().encoder_widths() | {"image_encoder": self.transformer_config.get("image_dim")}
 
     def check_teacher(self) -> None:
         super().check_teacher()
