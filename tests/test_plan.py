@@ -174,6 +174,20 @@ def test_quantization_and_offload_are_planned_without_their_libraries(tiny: dict
     assert after.peaks["student update"] < before.peaks["student update"]
 
 
+def test_decoding_samples_counts_where_a_recipe_samples(tiny: dict[str, Path]) -> None:
+    """Beside all that stays, with the VAE that a run on a cache loads for it alone; tiles are the advice."""
+    without = setup_of(tiny, replace(case("cogvideox_5b"), size=VideoSize(9, 128, 192)))
+    setup = replace(without, samples=True)
+    before, found = estimate(without), estimate(setup)
+    assert "decoding of samples" not in before.peaks
+    assert found.peaks["decoding of samples"] == found.resident + found.vae + found.decoding == found.peak > before.peak
+    assert sum(found.terms.values()) == found.peak
+    assert found.terms["VAE"] == found.vae
+    advice = advise(setup, found, found.peak - 1)
+    assert "set model.vae_tiling: true" in [one.change for one in advice]
+    assert "decoding samples, beside all weights" in as_text(setup, found, None, [])
+
+
 def test_advice_ends_where_it_fits(tiny: dict[str, Path], plain: Estimate) -> None:
     setup = setup_of(tiny, case("wan"), cached=False)
     assert advise(setup, plain, plain.peak) == []
