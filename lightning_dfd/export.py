@@ -297,7 +297,9 @@ def _loading_code(module: DistillationModule, report: ExportReport) -> tuple[str
     else:
         scheduler = type(backbone.few_step_scheduler(module.sampling.steps, module.sampling.kind)).__name__
         imports[0] += f", {scheduler}"
-        load = [f'pipe = {kind}.from_pretrained("{backbone.source}", dtype={dtype})']
+        at = backbone.location
+        revision = "" if at.revision is None else f', revision="{at.revision}"'
+        load = [f'pipe = {kind}.from_pretrained("{at.repo}"{revision}, dtype={dtype})']
         if hasattr(_pipeline_class(backbone), "load_lora_weights"):
             for file, network in zip(LORA_WEIGHTS, backbone.networks, strict=False):
                 into = "".join(f", {key}={value}" for key, value in _into(network).items())
@@ -325,7 +327,7 @@ def model_card(module: DistillationModule, report: ExportReport, size: VideoSize
     imports, load = _loading_code(module, report)
     kind, loader = ("image", ", load_image") if backbone.takes_image else ("text", "")
     rows = {
-        "Teacher": Path(backbone.source).name if Path(backbone.source).exists() else backbone.source,
+        "Teacher": backbone.location.folder.name if backbone.location.folder else backbone.source,
         "Pipeline": pipeline.__name__,
         "Network calls": f"{report.network_calls}, without guidance",
         "Times": ", ".join(f"{t:.4g}" for t in module.sampling.steps),
@@ -337,14 +339,14 @@ def model_card(module: DistillationModule, report: ExportReport, size: VideoSize
         **facts,
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    base_model = "" if Path(backbone.source).exists() else f"base_model: {backbone.source}\n"
+    base_model = "" if backbone.location.folder else f"base_model: {backbone.location.repo}\n"
     return f"""---
 library_name: diffusers
 pipeline_tag: {kind}-to-video
 {base_model}tags: [few-step, distillation, lightning-dfd]
 ---
 
-# A {report.network_calls}-step student of {Path(backbone.source).name}
+# A {report.network_calls}-step student of {Path(backbone.location.repo).name}
 
 ```python
 import torch

@@ -71,7 +71,7 @@ class DistillationModule(LightningModule):
     if there is one) in all others.
 
     Args:
-        teacher: hub id or folder of a diffusers video pipeline.
+        teacher: folder of a diffusers video pipeline, or its hub id, as `org/name` or `org/name@revision`.
         backbone: import path of a Backbone subclass, or `captured` for one that learns an unlisted pipeline's calls
             by watching it; null to choose by the pipeline's class.
         dtype: precision of the frozen weights. What is trained is float32; see trainer.precision.
@@ -79,6 +79,7 @@ class DistillationModule(LightningModule):
         quantization: of the frozen weights, for adapters; null for none.
         compile: compile the network's blocks by torch.compile: slower to start, then faster.
         offload: keep VAE and text encoders, and with full tuning the teacher, on the CPU but for what is computing.
+        vae_tiling: let the VAE encode and decode in overlapping tiles: less memory, slightly other pixels and latents.
         student: what is trained.
         sampling: the student's times and kind of sampling.
         dmd: distribution matching.
@@ -104,6 +105,7 @@ class DistillationModule(LightningModule):
         quantization: Quantization | None = None,
         compile: bool = False,
         offload: bool = False,
+        vae_tiling: bool = False,
         student: StudentSettings = StudentSettings(),  # noqa: B008 (frozen)
         sampling: SamplingSettings = SamplingSettings(),  # noqa: B008
         dmd: DMDSettings = DMDSettings(),  # noqa: B008
@@ -127,6 +129,7 @@ class DistillationModule(LightningModule):
         self.strict_loading = False  # the teacher is not in checkpoints; on_load_checkpoint checks the rest
         self.backbone = backbone_from_pretrained(teacher, getattr(torch, dtype), max_sequence_length, backbone)
         self.backbone.quantization, self.backbone.offload = quantization, offload
+        self.backbone.vae_tiling = vae_tiling
         self.compiled = compile
         self.student, self.sampling, self.dmd = student, sampling, dmd
         self.data_forcing = data_forcing

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_dfd.callbacks import VideoEvaluation, VideoSamples
 from lightning_dfd.checkpoints import OURS, CheckpointFiles, read_checkpoint
 from lightning_dfd.data import Process, VideoDataModule, list_clips, write_cache, write_video
 from lightning_dfd.export import ExportFormat, ExportReport, export_student
@@ -110,7 +111,9 @@ class DistillationTrainer(Trainer):
             json: print JSON, with sizes in bytes, and not a table.
         """
         cached = datamodule.cache is not None
-        setup = Setup(model, datamodule.size, datamodule.batch_size, cached, str(self.precision), device)
+        callbacks: list[Any] = self.callbacks  # type: ignore[attr-defined]
+        samples = any(isinstance(one, (VideoSamples, VideoEvaluation)) for one in callbacks)
+        setup = Setup(model, datamodule.size, datamodule.batch_size, cached, str(self.precision), device, samples)
         found = estimate(setup)
         limit = None if memory is None else memory * 2**30
         advice = [] if limit is None else advise(setup, found, limit)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from lightning_dfd import DistillationModule
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
-from lightning_dfd.backbones.base import pipeline_class_name
+from lightning_dfd.backbones.loading import pipeline_class_name
 from lightning_dfd.backbones.mochi import own_times
 from lightning_dfd.export import call_arguments, export_student
 from lightning_dfd.noise import shift_time, shifted_steps

@@ -19,6 +19,7 @@ from lightning_dfd.backbones.blank import blank_network
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.plan import Advice, Estimate, Meter, Setup, advise, as_json, as_text, estimate
 from lightning_dfd.plan.components import blank_encoders, size_of
+from lightning_dfd.plan.estimate import SAMPLED
 from lightning_dfd.quantization import Quantization
 from lightning_dfd.settings import DiversitySettings, GANSettings, SamplingSettings, StudentSettings
 from lightning_dfd.tiny import TEXT_LENGTH, TINY
@@ -106,7 +107,7 @@ def test_everything_blank_is_like_the_real_thing(tiny: dict[str, Path], each: st
 
 
 def test_every_family_is_rehearsed(tiny: dict[str, Path], each: str) -> None:
-    """Both updates and the VAE's encoding, whose peak is compared with a real one's."""
+    """Both updates, and the VAE's encoding and decoding, whose peaks are compared with real ones."""
     if not plannable(each):
         return
     trial = TINY[each]
@@ -124,6 +125,10 @@ def test_every_family_is_rehearsed(tiny: dict[str, Path], each: str) -> None:
     with Meter() as meter:
         backbone.encode_videos(torch.zeros(1, 3, trial.size.frames, trial.size.height, trial.size.width))
     assert found.encoding == pytest.approx(meter.peak, rel=0.15)
+    latents = torch.zeros(SAMPLED, *backbone.latent_shape(trial.size))
+    with Meter() as meter:
+        backbone.decode_latents(latents)
+    assert found.decoding == pytest.approx(meter.peak, rel=0.15)
 
 
 def test_meter_counts_what_is_alive() -> None:
@@ -167,6 +172,20 @@ def test_quantization_and_offload_are_planned_without_their_libraries(tiny: dict
     before, after = (estimate(setup_of(tiny, replace(full, options={"offload": on}), False)) for on in (False, True))
     assert after.encoders == 0
     assert after.peaks["student update"] < before.peaks["student update"]
+
+
+def test_decoding_samples_counts_where_a_recipe_samples(tiny: dict[str, Path]) -> None:
+    """Beside all that stays, with the VAE that a run on a cache loads for it alone; tiles are the advice."""
+    without = setup_of(tiny, replace(case("cogvideox_5b"), size=VideoSize(9, 128, 192)))
+    setup = replace(without, samples=True)
+    before, found = estimate(without), estimate(setup)
+    assert "decoding of samples" not in before.peaks
+    assert found.peaks["decoding of samples"] == found.resident + found.vae + found.decoding == found.peak > before.peak
+    assert sum(found.terms.values()) == found.peak
+    assert found.terms["VAE"] == found.vae
+    advice = advise(setup, found, found.peak - 1)
+    assert "set model.vae_tiling: true" in [one.change for one in advice]
+    assert "decoding samples, beside all weights" in as_text(setup, found, None, [])
 
 
 def test_advice_ends_where_it_fits(tiny: dict[str, Path], plain: Estimate) -> None:

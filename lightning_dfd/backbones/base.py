@@ -5,28 +5,29 @@ Axis legend: B batch, C channels, F frames, H height, W width; f, h, w the same 
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
-import diffusers
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, PipelineQuantizationConfig
 from diffusers.utils import is_bs4_available, is_ftfy_available
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lightning_dfd.backbones.blank import blank_network
+from lightning_dfd.backbones.fit import check_parts, features_of
+from lightning_dfd.backbones.identity import identity_of, network_identity_of
+from lightning_dfd.backbones.loading import load_pipeline, read_config
+from lightning_dfd.backbones.location import Location, locate, pinned
 from lightning_dfd.noise import NoiseSchedule, Time, schedule_from_config
 from lightning_dfd.offload import offload_leaves
 from lightning_dfd.quantization import Quantization
 from lightning_dfd.sampler import Step, teacher_times
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
+PIXELS_AT_ONCE = 1 << 24  # that a VAE is handed: about one clip of 49x480x720
 TEXT_WIDTHS = ("text_embed_dim", "text_dim", "caption_channels", "in_text_dim")  # what the families' configs call it
 
 
@@ -38,17 +39,19 @@ class Backbone(ABC):
     (about 40 lines) and is named in a recipe by `model.backbone: my_package.MyBackbone`.
 
     Args:
-        source: hub id or folder of a whole diffusers pipeline.
+        source: folder of a whole diffusers pipeline, or hub id, with `@revision` (branch, tag or commit) or without.
         dtype: precision in which the frozen weights are loaded.
         max_sequence_length: text tokens per prompt; None for what the pipeline's call uses by itself.
 
     Attributes:
         quantization: of the network that `load_transformer` gives; None for none.
         offload: keep VAE and text encoders on the CPU, but for what is computing.
+        vae_tiling: let the VAE work on overlapping tiles, for less memory.
     """
 
     quantization: Quantization | None = None
     offload = False
+    vae_tiling = False
     lora_targets: ClassVar[tuple[str, ...]]  # names of the linear layers that LoRA adapts
     text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")  # the pipeline's components for prompts
     image_parts: ClassVar[tuple[str, ...]] = ()  # and for images, besides the VAE
@@ -56,23 +59,43 @@ class Backbone(ABC):
     takes_image: ClassVar[bool] = False  # whether videos begin with a given image; then `encode_images` is there too
     networks: ClassVar[tuple[str, ...]] = ("transformer",)  # the pipeline's components that denoise
     pipeline_class: ClassVar[str | None] = None  # of diffusers, where another is meant than the folder names
-    text_length_is_fixed: ClassVar[bool] = False  # whether the pipeline's call leaves no choice of text tokens
+    longest_text: ClassVar[int | None] = None  # text tokens for which the network has positions; None without limit
 
     def __init__(self, source: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None) -> None:
         self.source = str(source)
         self.dtype = dtype
         self.device = torch.device("cpu")
-        self.max_sequence_length = max_sequence_length or self.text_length()
+        self.max_sequence_length = self.text_length() if max_sequence_length is None else max_sequence_length
         if self.text_length_is_fixed and self.max_sequence_length != self.text_length():
             raise ValueError(
                 f"model.max_sequence_length is {max_sequence_length}, but this pipeline always takes "
                 f"{self.text_length()} text tokens; leave it null"
+            )
+        most = self.longest_text or math.inf
+        if max_sequence_length is not None and not 1 <= max_sequence_length <= most:
+            upto = "" if math.isinf(most) else f" and at most {most}"
+            raise ValueError(
+                f"model.max_sequence_length is {max_sequence_length}; this pipeline takes at least 1{upto}, by default "
+                f"{self.text_length()}"
             )
 
     @classmethod
     def variant(cls, pipeline_config: Mapping[str, Any]) -> type[Backbone]:
         """The class for a pipeline's model_index.json, where its `_class_name` alone does not say."""
         return cls
+
+    @cached_property
+    def location(self) -> Location:
+        """Where the pipeline is: its folder, or the hub's repository at the commit that its revision means now."""
+        return pinned(locate(self.source))
+
+    def check_teacher(self) -> None:
+        """Refuse, by configs alone, a teacher whose parts do not fit one another or that is not of the kind.
+
+        Raises:
+            ValueError: names the parts, what they have, and what they need.
+        """
+        check_parts(self)
 
     # ---- what a family says -------------------------------------------------------------------------------
 
@@ -109,14 +132,52 @@ class Backbone(ABC):
         frames = (size.frames - 1) // temporal + 1
         return self.latent_channels(), frames, size.height // spatial, size.width // spatial
 
+    @property
+    def text_length_is_fixed(self) -> bool:
+        """Whether pipeline or network leave no choice of text tokens."""
+        return False
+
     def latent_channels(self) -> int:
         """Channels of the latents; of the network's input there may be more, for an image."""
-        return int(self.transformer_config["in_channels"])
+        own = next((self.vae_config[key] for key in ("latent_channels", "z_dim") if key in self.vae_config), None)
+        return int(self.transformer_config["in_channels"] if own is None else own)
+
+    def input_channels(self) -> int:
+        """Channels that the network has to take."""
+        return self.latent_channels()
+
+    def output_channels(self) -> int:
+        """Channels that the network has to answer with."""
+        return self.latent_channels()
+
+    def encoder_widths(self) -> dict[str, int | None]:
+        """Features of a token that the network takes from each of the pipeline's encoders, by the encoder's name; None
+        where its config does not say."""
+        return {
+            "text_encoder": next(
+                (self.transformer_config[key] for key in TEXT_WIDTHS if key in self.transformer_config), None
+            )
+        }
+
+    def features_of(self, name: str, config: Mapping[str, Any]) -> int | None:
+        """Features of a token that the encoder `name` gives, by its config; None where that does not say."""
+        return features_of(config)
+
+    def patches(self) -> tuple[int, int]:
+        """Latent frames, and rows or columns, of one patch of the network's."""
+        config = self.transformer_config
+        patch = config["patch_size"]
+        sides = (patch,) if isinstance(patch, int) else patch
+        frames = sides[0] if len(sides) == 3 else config.get("patch_size_t") or 1
+        return int(frames), math.lcm(*map(int, sides[-2:]))
 
     def side_multiple(self) -> int:
         """Height and width have to be multiples of this: one patch of the network's."""
-        patch = self.transformer_config["patch_size"]
-        return self.compression()[1] * int(patch if isinstance(patch, int) else patch[-1])
+        return self.compression()[1] * self.patches()[1]
+
+    def most_patches(self) -> tuple[int, int, int] | None:
+        """Patches along frames, height and width for which the network has positions; None for any number."""
+        return None
 
     def pack(self, latents: Tensor) -> Tensor:
         """From our latents [B, ...] to the layout in which the pipeline's scheduler steps. Only moves numbers."""
@@ -206,8 +267,10 @@ class Backbone(ABC):
         """Zeros in the shapes of `encode_images`."""
         return Conditioning({})
 
-    def prepare_vae(self, vae: Any) -> None:  # noqa: B027, most need nothing
-        """Set on a VAE what it cannot do without."""
+    def prepare_vae(self, vae: Any) -> None:
+        """Set on a VAE what it cannot do without, and tiling where that was asked for."""
+        if self.vae_tiling:
+            vae.enable_tiling()
 
     def unconditional(self, negative: Conditioning, cond: Conditioning) -> Conditioning:
         """What the network is told in the unguided half of guidance: cond (batch B) with `negative` (1) for prompts."""
@@ -242,10 +305,11 @@ class Backbone(ABC):
     def encode_videos(self, videos: Tensor) -> Tensor:
         """Latents as the network sees them, float32, of videos [B, C, F, H, W] in [-1, 1].
 
-        The mean of the VAE's posterior, so that a cache does not depend on a draw.
+        The mean of the VAE's posterior, so that a cache does not depend on a draw. Few at a time, as in decoding.
         """
-        latents = self.encode(videos.to(self.device, self.vae.dtype))
-        return self.normalise(latents.float())
+        groups = videos.split(clips_at_once(videos[0, 0].numel()))
+        latents = [self.encode(group.to(self.device, self.vae.dtype)) for group in groups]
+        return self.normalise(torch.cat(latents).float())
 
     def encode(self, videos: Tensor) -> Tensor:
         """The VAE's encoder: videos [B, C, F, H, W] to latents [B, C, f, h, w] as it gives them."""
@@ -254,9 +318,15 @@ class Backbone(ABC):
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Videos [B, C, F, H, W] in [-1, 1], float32."""
-        scaled = self.denormalise(latents.to(self.device).float())
-        return self.decode(scaled.to(self.vae.dtype)).float().clamp(-1.0, 1.0)
+        """Videos [B, C, F, H, W] in [-1, 1], float32.
+
+        Large ones clip by clip: a VAE takes gigabytes for one, and some fail where a tensor passes 2^31 elements.
+        """
+        scaled = self.denormalise(latents.to(self.device).float()).to(self.vae.dtype)
+        temporal, spatial = self.compression()
+        frames, height, width = scaled.shape[2:]
+        groups = scaled.split(clips_at_once(((frames - 1) * temporal + 1) * height * width * spatial**2))
+        return torch.cat([self.decode(group).float().clamp(-1.0, 1.0) for group in groups])
 
     def decode(self, latents: Tensor) -> Tensor:
         """The VAE's decoder: latents [B, C, f, h, w] as it wants them, to videos [B, C, F, H, W]."""
@@ -269,19 +339,30 @@ class Backbone(ABC):
 
     @cached_property
     def scheduler_config(self) -> Mapping[str, Any]:
-        return read_config(DDIMScheduler, self.source, "scheduler")
+        return read_config(DDIMScheduler, self.location, "scheduler")
 
     @cached_property
     def vae_config(self) -> Mapping[str, Any]:
-        return read_config(AutoencoderKL, self.source, "vae")
+        return read_config(AutoencoderKL, self.location, "vae")
 
     @cached_property
     def pipeline_config(self) -> Mapping[str, Any]:
-        return read_config(DiffusionPipeline, self.source)
+        return read_config(DiffusionPipeline, self.location)
 
     @cached_property
     def transformer_config(self) -> Mapping[str, Any]:
-        return read_config(AutoencoderKL, self.source, "transformer")
+        return read_config(AutoencoderKL, self.location, "transformer")
+
+    def network_config(self, name: str) -> Mapping[str, Any]:
+        """The config of one of `networks`."""
+        return self.transformer_config if name == "transformer" else read_config(AutoencoderKL, self.location, name)
+
+    def encoder_config(self, name: str) -> Mapping[str, Any] | None:
+        """The config of one of `encoder_names`; None where it cannot be reached, as in a folder of a few configs."""
+        try:
+            return read_config(AutoencoderKL, self.location, name)
+        except FileNotFoundError:
+            return None
 
     @property
     def pipeline_name(self) -> str:
@@ -289,7 +370,7 @@ class Backbone(ABC):
 
     def load_pipeline(self, **components: Any) -> Any:
         """The pipeline, without the components that are given as None."""
-        return load_pipeline(self.source, self.dtype, self.pipeline_class, **components)
+        return load_pipeline(self.location, self.dtype, self.pipeline_class, **components)
 
     def load_transformer(self) -> nn.Module:
         """The teacher's network, frozen and in evaluation mode. VAE and text encoder are not loaded."""
@@ -311,6 +392,7 @@ class Backbone(ABC):
         """The VAE alone: to decode samples on a cache, whose text embeddings are there."""
         pipe = self.load_pipeline(**dict.fromkeys((*self.networks, *self.text_parts, *self.image_parts)))
         self.prepare(pipe)
+        self.prepare_vae(pipe.vae)
         return self._place(pipe.vae)
 
     @cached_property
@@ -352,124 +434,69 @@ class Backbone(ABC):
         """Raise ValueError, naming the nearest size that works, for one that does not fit."""
         nearest = self.nearest_size(size)
         if nearest != size:
+            largest = self.largest_size()
+            too_large = largest is not None and any(
+                getattr(size, side) > getattr(largest, side) for side in ("frames", "height", "width")
+            )
+            rule = f"the network has positions for at most {largest}" if too_large else self.size_rule()
             raise ValueError(
-                f"{size} does not fit {self.source}: {self.size_rule()}; "
+                f"{size} does not fit {self.source}: {rule}; "
                 f"the nearest is {nearest} (data.frames, data.height, data.width)"
             )
 
     def nearest_size(self, size: VideoSize) -> VideoSize:
-        """The size nearest to `size` that pipeline and VAE can make."""
-        temporal, multiple = self.compression()[0], self.side_multiple()
-        return VideoSize(
-            frames=max(self.least_frames, round((size.frames - 1) / temporal) * temporal + 1),
+        """The size nearest to `size` that pipeline, network and VAE can make; of two the longer."""
+        (temporal, _), (patch, _), multiple = self.compression(), self.patches(), self.side_multiple()
+        latents = max(1, math.floor(((size.frames - 1) / temporal + 1) / patch + 0.5)) * patch
+        nearest = VideoSize(
+            frames=max(self.least_frames, (latents - 1) * temporal + 1),
             height=max(1, round(size.height / multiple)) * multiple,
             width=max(1, round(size.width / multiple)) * multiple,
         )
+        largest = self.largest_size()
+        if largest is None:
+            return nearest
+        return VideoSize(
+            *(min(getattr(nearest, side), getattr(largest, side)) for side in ("frames", "height", "width"))
+        )
+
+    def largest_size(self) -> VideoSize | None:
+        """The longest, highest and widest video for which the network has positions; None for no limit."""
+        most = self.most_patches()
+        if most is None:
+            return None
+        (temporal, spatial), (frames, side), multiple = self.compression(), self.patches(), self.side_multiple()
+        height, width = (count * side * spatial // multiple * multiple for count in most[1:])
+        return VideoSize((most[0] * frames - 1) * temporal + 1, height, width)
 
     def size_rule(self) -> str:
         """The rule of `nearest_size` in words."""
+        temporal, patch = self.compression()[0], self.patches()[0]
         least = f", at least {self.least_frames}," if self.least_frames > 1 else ""
-        return f"frames must be {self.compression()[0]}k + 1{least} and both sides multiples of {self.side_multiple()}"
+        frames = f"{temporal * patch}k + {temporal * (patch - 1) + 1}"
+        return f"frames must be {frames}{least} and both sides multiples of {self.side_multiple()}"
 
     def identity(self) -> dict[str, str]:
         """What decides latents and embeddings, so that a cache can be refused for another teacher.
 
-        Configurations are compared by hash. Weights are told apart by a digest of the ends of their files for a
-        folder, and by the id for a hub repository.
+        Configs, weights and tokenizers count by content: another name or folder makes no other teacher, another commit
+        of a hub repository only if one of these differs in it.
+
+        Raises:
+            FileNotFoundError: the weights are neither here nor known to the hub.
         """
-        identity = {
-            "pipeline": self.pipeline_name,
-            "vae": _digest(_without_private(self.vae_config)),
-            "text_length": str(self.max_sequence_length),
-        }
-        for name in self.encoder_names:
-            identity[name] = _digest(_without_private(read_config(AutoencoderKL, self.source, name)))
-        return identity | {"weights": self._weights("vae", *self.encoder_names)}
+        return identity_of(self)
 
     def network_identity(self) -> dict[str, str]:
         """`identity`, and what decides the teacher's own samples besides."""
-        config = {"transformer": _digest(_without_private(self.transformer_config)), "dtype": str(self.dtype)}
-        return self.identity() | config | {"network_weights": self._weights(*self.networks)}
+        return self.identity() | network_identity_of(self)
 
-    def _weights(self, *components: str) -> str:
-        folder = Path(self.source)
-        if not folder.is_dir():
-            return f"hub:{self.source}"
-        return _digest_weights([folder / component for component in components])
+
+def clips_at_once(pixels: int) -> int:
+    """Clips of so many pixels (frames included) that a VAE is handed together."""
+    return max(1, PIXELS_AT_ONCE // pixels)
 
 
 def cleaned_captions() -> dict[str, bool]:
     """That captions be cleaned, as some calls have it by default, which warn at each where packages for it lack."""
     return {"clean_caption": is_bs4_available() and is_ftfy_available()}
-
-
-def load_pipeline(source: str, dtype: torch.dtype, name: str | None = None, **components: Any) -> Any:
-    """`DiffusionPipeline.from_pretrained`, or that of the class `name`, which neither downloads nor loads components
-    that are given (as None)."""
-    try:
-        return getattr(diffusers, name or "DiffusionPipeline").from_pretrained(source, dtype=dtype, **components)
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:  # the latter two do not name their file
-        raise teacher_not_found(source, error) from error
-
-
-def read_config(reader: Any, source: str, folder: str | None = None) -> dict[str, Any]:
-    """The JSON config of one component of a pipeline; `reader` is any diffusers class with its file name."""
-    try:
-        config: dict[str, Any] = reader.load_config(source, subfolder=folder)
-    except OSError as error:
-        raise teacher_not_found(source if folder is None else f"{source}, {folder}", error) from error
-    return config
-
-
-def pipeline_class_name(source: str) -> str:
-    """The `_class_name` in a pipeline's model_index.json."""
-    return str(read_config(DiffusionPipeline, source)["_class_name"])
-
-
-def teacher_not_found(source: str, error: Exception) -> FileNotFoundError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    damaged = _damaged_files(Path(source)) if Path(source).is_dir() else []
-    named = f"damaged: {', '.join(damaged)}. " if damaged else ""
-    return FileNotFoundError(
-        f"no diffusers pipeline could be read from {source!r}: {reason} {named}"
-        "Give a folder written by save_pretrained, or a hub id that this machine can reach "
-        "(download it first with: hf download <id>)."
-    )
-
-
-def _damaged_files(folder: Path) -> list[str]:
-    """The files of a pipeline that are cut off or no JSON."""
-    damaged = []
-    for path in sorted(folder.rglob("*")):
-        try:
-            if path.suffix == ".json":
-                json.loads(path.read_bytes())
-            elif path.suffix == ".safetensors":
-                with safe_open(path, "pt"):
-                    pass
-        except (ValueError, OSError, SafetensorError):
-            damaged.append(path.relative_to(folder).as_posix())
-    return damaged
-
-
-def _without_private(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config less the keys that say where and by which version it was written."""
-    written = ("transformers_version", "torch_dtype", "dtype", "architectures")
-    return {key: value for key, value in config.items() if not key.startswith("_") and key not in written}
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _digest_weights(folders: Sequence[Path], ends: int = 1 << 20) -> str:
-    """A digest of the size, the first and the last megabyte of every weight file."""
-    digest = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.parent.name}/{path.name}:{size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(ends))
-            file.seek(max(0, size - ends))
-            digest.update(file.read(ends))
-    return digest.hexdigest()[:16]

@@ -17,9 +17,10 @@ import torch
 from diffusers import ClassifierFreeGuidance
 from torch import Tensor, nn
 
-from lightning_dfd.backbones.base import Backbone, pipeline_class_name
+from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.capture import Recording, first_order, first_tensor, mapped, record
+from lightning_dfd.backbones.fit import refuse_quantised
 from lightning_dfd.backbones.flow import few_step_flow_scheduler, few_step_own_scheduler
 from lightning_dfd.backbones.learned import (
     TOLERANCE,
@@ -33,6 +34,7 @@ from lightning_dfd.backbones.learned import (
     learn_inputs,
     raw_shape,
 )
+from lightning_dfd.backbones.loading import parts_of
 from lightning_dfd.noise import Time
 from lightning_dfd.objectives import guide
 from lightning_dfd.sampler import Step, sample, teacher_times
@@ -58,8 +60,8 @@ class CapturedBackbone(Backbone):
 
     def __init__(self, source: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None) -> None:
         self.source = str(source)
-        self.pipeline = pipeline_class_name(self.source)
-        self.parts = _parts(self.pipeline_config)
+        self.pipeline = str(self.pipeline_config["_class_name"])
+        self.parts = {name: kind for name, (_, kind) in parts_of(self.pipeline_config).items()}
         if not {"transformer", "vae", "scheduler"} <= self.parts.keys():
             seen = f"the components are {', '.join(self.parts)}; needed are transformer, vae and scheduler"
             raise self._refused("call", seen)
@@ -381,13 +383,12 @@ class CapturedBackbone(Backbone):
             "running it; write a backbone for it (docs/new_backbone.md) to plan with it"
         )
 
+    def check_teacher(self) -> None:
+        """By running it, when it is first used; of configs nothing but that no part is stored quantised."""
+        refuse_quantised(self)
+
     def identity(self) -> dict[str, str]:
         return super().identity() | {"backbone": "captured"}
-
-
-def _parts(index: Mapping[str, Any]) -> dict[str, str]:
-    """The components that a model_index.json says are there, name -> class."""
-    return {name: part[1] for name, part in index.items() if isinstance(part, (list, tuple)) and part[1] is not None}
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +35,29 @@ class CogVideoXBackbone(Backbone):
     def compression(self) -> tuple[int, int]:
         return int(self.vae_config["temporal_compression_ratio"]), 2 ** (len(self.vae_config["block_out_channels"]) - 1)
 
+    @property
+    def text_length_is_fixed(self) -> bool:
+        """Positions of the 2B and of I2V are added to text and video together, for so many text tokens."""
+        return not self.transformer_config.get("use_rotary_positional_embeddings") or self._learned
+
+    @property
+    def _learned(self) -> bool:
+        return bool(self.transformer_config.get("use_learned_positional_embeddings"))
+
+    def nearest_size(self, size: VideoSize) -> VideoSize:
+        """With learned positions, as the 5B I2V of 1.0 has them, the network takes one height and width."""
+        nearest = super().nearest_size(size)
+        if not self._learned:
+            return nearest
+        height, width = (int(self.transformer_config[f"sample_{side}"]) for side in ("height", "width"))
+        spatial = self.compression()[1]
+        return replace(nearest, height=height * spatial, width=width * spatial)
+
+    def size_rule(self) -> str:
+        if not self._learned:
+            return super().size_rule()
+        return f"{super().size_rule().split(' and ')[0]} and the sides those of the network's learned positions"
+
     def latent_shape(self, size: VideoSize) -> tuple[int, ...]:
         temporal, spatial = self.compression()
         frames = (size.frames - 1) // temporal + 1
@@ -44,6 +68,12 @@ class CogVideoXBackbone(Backbone):
 
     def denormalise(self, latents: Tensor) -> Tensor:
         return latents.transpose(1, 2) / self.vae_config["scaling_factor"]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Of an even number of latent frames the VAE makes four frames of the first as well, not one: the last of them
+        is the video's first."""
+        frames = (latents.shape[2] - 1) * self.compression()[0] + 1
+        return super().decode(latents)[:, :, -frames:]
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         output: Tensor = transformer(
@@ -76,8 +106,8 @@ class CogVideoXImageBackbone(ImageChannels, CogVideoXBackbone):
 
     channel_axis = 2
 
-    def latent_channels(self) -> int:
-        return int(self.transformer_config["in_channels"]) // 2
+    def input_channels(self) -> int:
+        return 2 * self.latent_channels()
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, frames: int) -> Conditioning:

@@ -5,7 +5,7 @@ Axis legend: B batch, C channels, f, h, w frames, height and width of latents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,11 +14,11 @@ from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
 from diffusers.utils import is_torchvision_available
 from torch import Tensor, nn
 
-from lightning_dfd.backbones.base import load_pipeline, teacher_not_found
 from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
 from lightning_dfd.backbones.images import GivenFirstFrame
+from lightning_dfd.backbones.loading import load_part, load_pipeline
 from lightning_dfd.noise import NoiseSchedule
 from lightning_dfd.sampler import Step
 from lightning_dfd.types import Conditioning, SampleKind
@@ -46,8 +46,24 @@ class Cosmos25Backbone(PerChannel):
         halved = self.vae_config["temperal_downsample"]
         return 2 ** sum(halved), 2 ** len(halved)
 
-    def latent_channels(self) -> int:
-        return super().latent_channels() - 1  # the network's last channel says which frames are given
+    def input_channels(self) -> int:
+        return self.latent_channels() + 1  # the network's last channel says which frames are given
+
+    def most_patches(self) -> tuple[int, int, int]:
+        """Rotary positions are made for the longest axis, learned ones for each."""
+        config = self.transformer_config
+        most = [size // patch for size, patch in zip(config["max_size"], config["patch_size"], strict=True)]
+        frames, height, width = most if config.get("extra_pos_embed_type", "learnable") else [max(most)] * 3
+        return frames, height, width
+
+    def encoder_widths(self) -> dict[str, int | None]:
+        return {"text_encoder": self.text_width()}
+
+    def features_of(self, name: str, config: Mapping[str, Any]) -> int | None:
+        """The pipeline joins what all layers of its text encoder say."""
+        features = super().features_of(name, config)
+        layers = config.get("text_config", config).get("num_hidden_layers")
+        return None if features is None or layers is None else features * int(layers)
 
     def text_width(self) -> int:
         projected = self.transformer_config.get("use_crossattn_projection")
@@ -108,18 +124,16 @@ class Cosmos25Backbone(PerChannel):
 
     @cached_property
     def vae(self) -> Any:
-        return self._load(AutoencoderKLWan, "vae").to(self.device)
+        vae = self._load(AutoencoderKLWan, "vae")
+        self.prepare_vae(vae)
+        return vae.to(self.device)
 
     def _load(self, kind: Any, folder: str) -> nn.Module:
-        try:
-            part: nn.Module = kind.from_pretrained(self.source, subfolder=folder, dtype=self.dtype)
-        except OSError as error:
-            raise teacher_not_found(f"{self.source}, {folder}", error) from error
-        return part.eval().requires_grad_(False)
+        return load_part(self.location, folder, kind, self.dtype).eval().requires_grad_(False)
 
     @cached_property
     def encoders(self) -> Any:
-        pipe = load_pipeline(self.source, self.dtype, transformer=None, vae=self.vae, safety_checker=NotAsked())
+        pipe = load_pipeline(self.location, self.dtype, transformer=None, vae=self.vae, safety_checker=NotAsked())
         pipe.text_encoder.eval().requires_grad_(False).to(self.device)
         return pipe
 

@@ -39,6 +39,9 @@ class HunyuanVideoBackbone(Scaled):
     def compression(self) -> tuple[int, int]:
         return int(self.vae_config["temporal_compression_ratio"]), int(self.vae_config["spatial_compression_ratio"])
 
+    def encoder_widths(self) -> dict[str, int | None]:
+        return super().encoder_widths() | {"text_encoder_2": self.transformer_config.get("pooled_projection_dim")}
+
     def guidance_arguments(self, scale: float) -> dict[str, float]:
         """The pipeline's `guidance_scale` is the embedded one; real guidance is `true_cfg_scale`."""
         return {"guidance_scale": EMBEDDED_GUIDANCE, "true_cfg_scale": scale}

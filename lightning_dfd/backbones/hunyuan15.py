@@ -10,10 +10,11 @@ from diffusers import AutoencoderKL, HunyuanVideo15Transformer3DModel
 from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor
 from torch import Tensor, nn
 
-from lightning_dfd.backbones.base import Backbone, read_config
+from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.images import ImageChannels, to_pictures
+from lightning_dfd.backbones.loading import load_part, read_config
 from lightning_dfd.types import Conditioning, VideoSize
 
 LETTER_TOKENS = 256  # of the second text encoder, an attribute of the pipeline as well
@@ -31,8 +32,11 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
     def text_length(self) -> int:
         return 1000  # an attribute of the pipeline, and none of its call's arguments
 
-    def latent_channels(self) -> int:
-        return int(self.vae_config["latent_channels"])
+    def input_channels(self) -> int:
+        return 2 * self.latent_channels() + 1  # see network_input
+
+    def encoder_widths(self) -> dict[str, int | None]:
+        return super().encoder_widths() | {"text_encoder_2": self.transformer_config.get("text_embed_2_dim")}
 
     def guidance_arguments(self, scale: float) -> dict[str, float]:
         """None: the pipeline's guider has the scale, see `prepare`."""
@@ -45,6 +49,7 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
         self.prepare_vae(pipe.vae)
 
     def prepare_vae(self, vae: Any) -> None:
+        super().prepare_vae(vae)
         vae.enable_slicing()
 
     def preparation(self) -> tuple[str, ...]:
@@ -91,13 +96,10 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
 
     def load_transformer(self) -> nn.Module:
         """By itself: this pipeline cannot be made without its VAE."""
-        transformer: Any = HunyuanVideo15Transformer3DModel.from_pretrained(
-            self.source,
-            subfolder="transformer",
-            torch_dtype=self.dtype,
-            quantization_config=None if self.quantization is None else self.quantization.config(self.dtype),
-        )
-        return transformer.eval().requires_grad_(False)  # type: ignore[no-any-return]
+        config = None if self.quantization is None else self.quantization.config(self.dtype)
+        kind = HunyuanVideo15Transformer3DModel
+        transformer = load_part(self.location, "transformer", kind, self.dtype, quantization_config=config)
+        return transformer.eval().requires_grad_(False)
 
 
 class HunyuanVideo15ImageBackbone(ImageChannels, HunyuanVideo15Backbone):
@@ -105,13 +107,16 @@ class HunyuanVideo15ImageBackbone(ImageChannels, HunyuanVideo15Backbone):
 
     image_parts = ("image_encoder", "feature_extractor")
 
-    def load_transformer(self) -> nn.Module:
+    def encoder_widths(self) -> dict[str, int | None]:
+        return super().encoder_widths() | {"image_encoder": self.transformer_config.get("image_embed_dim")}
+
+    def check_teacher(self) -> None:
+        super().check_teacher()
         if self.transformer_config["use_meanflow"]:
             raise ValueError(
                 f"the network of {self.source} was distilled to few steps already: it is told the next time as well "
                 "(use_meanflow); take the teacher that it was made from"
             )
-        return super().load_transformer()
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, frames: int) -> Conditioning:
@@ -124,7 +129,7 @@ class HunyuanVideo15ImageBackbone(ImageChannels, HunyuanVideo15Backbone):
         return Conditioning({"image_latents": channels, "image_embeds": torch.cat(embeds)})
 
     def blank_images(self, batch_size: int, size: VideoSize) -> Conditioning:
-        encoder = read_config(AutoencoderKL, self.source, "image_encoder")
+        encoder = read_config(AutoencoderKL, self.location, "image_encoder")
         tokens = (encoder["image_size"] // encoder["patch_size"]) ** 2
         embeds = torch.zeros(batch_size, tokens, self.transformer_config["image_embed_dim"], dtype=self.dtype)
         return super().blank_images(batch_size, size) | Conditioning({"image_embeds": embeds})

@@ -34,6 +34,7 @@ class Kandinsky5Backbone(Backbone):
     )
     text_parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     given_frames = 0  # frames of the latents that are an image's, free of noise
+    longest_text = 1024  # as `most_patches` a default of the network's position embeddings, in no config
 
     def text_length(self) -> int:
         return 512  # the default of the pipeline's call, without its template
@@ -41,10 +42,16 @@ class Kandinsky5Backbone(Backbone):
     def compression(self) -> tuple[int, int]:
         return int(self.vae_config["temporal_compression_ratio"]), int(self.vae_config["spatial_compression_ratio"])
 
+    def most_patches(self) -> tuple[int, int, int]:
+        return 128, 128, 128
+
+    def encoder_widths(self) -> dict[str, int | None]:
+        return super().encoder_widths() | {"text_encoder_2": self.transformer_config.get("in_text_dim2")}
+
     def latent_shape(self, size: VideoSize) -> tuple[int, ...]:
         temporal, spatial = self.compression()
         frames = (size.frames - 1) // temporal + 1
-        return frames, size.height // spatial, size.width // spatial, self.transformer_config["in_visual_dim"]
+        return frames, size.height // spatial, size.width // spatial, self.latent_channels()
 
     def normalise(self, latents: Tensor) -> Tensor:
         return latents.permute(0, 2, 3, 4, 1) * self.vae_config["scaling_factor"]
@@ -65,18 +72,14 @@ class Kandinsky5Backbone(Backbone):
         mask[:, : self.given_frames] = 1.0
         return torch.cat([x_t, torch.zeros_like(x_t), mask], dim=-1)
 
-    def load_transformer(self) -> nn.Module:
-        """As for other families.
-
-        Raises:
-            ValueError: the network has sparse attention, which runs on flex attention alone.
-        """
+    def check_teacher(self) -> None:
+        """As for other families, and that the network has no sparse attention, which runs on flex attention alone."""
+        super().check_teacher()
         if (kind := self.transformer_config["attention_type"]) != "regular":
             raise ValueError(
                 f"{self.source} has attention_type {kind!r}; only 'regular' is supported, as in "
                 "kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers: set model.teacher to such a pipeline"
             )
-        return super().load_transformer()
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:

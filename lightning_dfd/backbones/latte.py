@@ -25,13 +25,19 @@ class LatteBackbone(Scaled):
     """
 
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
-    text_length_is_fixed = True
+
+    @property
+    def text_length_is_fixed(self) -> bool:
+        return True
 
     def text_length(self) -> int:
         return 120  # fixed in the pipeline's encode_prompt
 
     def compression(self) -> tuple[int, int]:
         return 1, 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+
+    def output_channels(self) -> int:
+        return 2 * self.latent_channels()  # see call
 
     def nearest_size(self, size: VideoSize) -> VideoSize:
         return replace(super().nearest_size(size), frames=self.transformer_config["video_length"])

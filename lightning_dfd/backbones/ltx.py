@@ -38,6 +38,14 @@ class LTXBackbone(PerChannel):
         """They are among the VAE's weights here, not in its config."""
         return self.vae.latents_mean, self.vae.latents_std / self.vae_config["scaling_factor"]
 
+    def check_teacher(self) -> None:
+        super().check_teacher()
+        if self.patches() != (1, 1):
+            raise ValueError(
+                f"the network of {self.source} has patches of {self.patches()} latent frames and rows; only (1, 1), as "
+                "all published ones have, is supported: set model.teacher to such a pipeline"
+            )
+
     def pack(self, latents: Tensor) -> Tensor:
         return latents.flatten(2).transpose(1, 2)
 

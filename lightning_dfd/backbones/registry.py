@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from lightning_dfd.backbones.allegro import AllegroBackbone
-from lightning_dfd.backbones.base import Backbone, read_config
+from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.captured import CapturedBackbone
 from lightning_dfd.backbones.cogvideox import CogVideoXBackbone, CogVideoXImageBackbone
 from lightning_dfd.backbones.cosmos import Cosmos25Backbone
@@ -16,6 +16,7 @@ from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.hunyuan15 import HunyuanVideo15Backbone, HunyuanVideo15ImageBackbone
 from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone, Kandinsky5ImageBackbone
 from lightning_dfd.backbones.latte import LatteBackbone
+from lightning_dfd.backbones.loading import read_config
 from lightning_dfd.backbones.ltx import LTXBackbone, LTXImageBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
 from lightning_dfd.backbones.sana_video import SanaVideoBackbone, SanaVideoImageBackbone
@@ -54,7 +55,7 @@ def backbone_from_pretrained(
     """The backbone of a diffusers pipeline; nothing but its configs is read yet.
 
     Args:
-        source: hub id or folder of the pipeline.
+        source: folder of the pipeline, or its hub id, with `@revision` (branch, tag or commit) or without.
         dtype: precision of the frozen weights.
         max_sequence_length: text tokens per prompt; None for the pipeline's own default.
         backbone: import path of a `Backbone` subclass, or `captured` for one that learns its pipeline's calls by
@@ -62,12 +63,19 @@ def backbone_from_pretrained(
 
     Raises:
         FileNotFoundError: there is no pipeline at `source`.
-        ValueError: the pipeline's class is not known, or `backbone` is not a Backbone.
+        ValueError: the pipeline's class is not known, its parts do not fit one another, or `backbone` is not a
+            Backbone.
     """
+    found = _class_of(source, backbone)(source, dtype, max_sequence_length)
+    found.check_teacher()
+    return found
+
+
+def _class_of(source: str, backbone: str | None) -> type[Backbone]:
     if backbone == "captured":
-        return CapturedBackbone(source, dtype, max_sequence_length)
+        return CapturedBackbone
     if backbone is not None:
-        return _import_backbone(backbone)(source, dtype, max_sequence_length)
+        return _import_backbone(backbone)
     config = read_config(DiffusionPipeline, source)
     name = config["_class_name"]
     if name not in BACKBONES:
@@ -76,7 +84,7 @@ def backbone_from_pretrained(
             "For another family set model.backbone: captured, which learns the calls of many pipelines by watching "
             "them or refuses, or subclass lightning_dfd.Backbone and name it in model.backbone (docs/new_backbone.md)."
         )
-    return BACKBONES[name].variant(config)(source, dtype, max_sequence_length)
+    return BACKBONES[name].variant(config)
 
 
 def _import_backbone(path: str) -> type[Backbone]:

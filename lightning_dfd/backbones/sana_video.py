@@ -38,6 +38,9 @@ class SanaVideoBackbone(PerChannel):
             )
         return int(self.vae_config.get("scale_factor_temporal", 4)), int(self.vae_config.get("scale_factor_spatial", 8))
 
+    def most_patches(self) -> tuple[int, int, int]:
+        return (int(self.transformer_config.get("rope_max_seq_len", 1024)),) * 3
+
     def side_multiple(self) -> int:
         return 32  # asked for by the pipeline's call, whatever its patches are
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from lightning_dfd.backbones.base import Backbone, read_config
+from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.blank import blank_network
 
 
@@ -67,8 +66,8 @@ class Staged(Backbone):
         return self._stages(pipe.transformer, pipe.transformer_2)
 
     def blank_transformer(self) -> nn.Module:
-        second = read_config(AutoencoderKL, self.source, "transformer_2")
-        return self._stages(super().blank_transformer(), blank_network(second, self.dtype))
+        second = blank_network(self.network_config("transformer_2"), self.dtype)
+        return self._stages(super().blank_transformer(), second)
 
     def _stages(self, transformer: nn.Module, transformer_2: nn.Module) -> nn.Module:
         boundary = self.pipeline_config["boundary_ratio"] * self.schedule.num_train_timesteps

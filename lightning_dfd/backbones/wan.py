@@ -9,11 +9,12 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from lightning_dfd.backbones.base import Backbone, read_config
+from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
 from lightning_dfd.backbones.images import GivenFirstFrame, ImageChannels, to_pictures, token_times
+from lightning_dfd.backbones.loading import read_config
 from lightning_dfd.backbones.stages import Staged
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
@@ -36,6 +37,9 @@ class WanBackbone(PerChannel):
 
     def compression(self) -> tuple[int, int]:
         return int(self.vae_config.get("scale_factor_temporal", 4)), int(self.vae_config.get("scale_factor_spatial", 8))
+
+    def most_patches(self) -> tuple[int, int, int]:
+        return (int(self.transformer_config.get("rope_max_seq_len", 1024)),) * 3
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         output: Tensor = transformer(
@@ -75,8 +79,24 @@ class WanImageBackbone(ImageChannels, WanBackbone):
             return WanStagedImageBackbone
         return WanFirstFrameBackbone if pipeline_config.get("expand_timesteps") else cls
 
-    def latent_channels(self) -> int:
-        return int(self.vae_config["z_dim"])
+    @property
+    def text_length_is_fixed(self) -> bool:
+        """Beside an image's features the network takes the first 512 tokens for text, whatever they are."""
+        return self.transformer_config.get("image_dim") is not None
+
+    def input_channels(self) -> int:
+        return 2 * self.latent_channels() + self.compression()[0]  # see encode_images
+
+    def encoder_widths(self) -> dict[str, int | None]:
+        return super().encoder_widths() | {"image_encoder": self.transformer_config.get("image_dim")}
+
+    def check_teacher(self) -> None:
+        super().check_teacher()
+        if self.transformer_config.get("image_dim") is not None and "image_encoder" not in self.encoder_names:
+            raise ValueError(
+                f"the network of {self.source} takes an image's features (image_dim), and its pipeline has no "
+                "image_encoder; set model.teacher to a whole pipeline"
+            )
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, frames: int) -> Conditioning:
@@ -93,7 +113,7 @@ class WanImageBackbone(ImageChannels, WanBackbone):
         images = super().blank_images(batch_size, size)
         if self.transformer_config.get("image_dim") is None:
             return images
-        encoder = read_config(AutoencoderKL, self.source, "image_encoder")
+        encoder = read_config(AutoencoderKL, self.location, "image_encoder")
         tokens = (encoder["image_size"] // encoder["patch_size"]) ** 2 + 1  # and one for the whole
         embeds = torch.zeros(batch_size, tokens, self.transformer_config["image_dim"], dtype=self.dtype)
         return images | Conditioning({"image_embeds": embeds})

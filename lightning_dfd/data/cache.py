@@ -34,7 +34,7 @@ from lightning_dfd.data.listing import Clip, Problem, first_problems
 from lightning_dfd.data.video import VideoError, best_size, read_video
 from lightning_dfd.types import Conditioning, VideoSize
 
-FORMAT = 3
+FORMAT = 4
 INDEX = "cache.json"
 LATENTS = "latents"
 CHECKSUM, BUCKET = "checksum", "bucket"  # in a file's metadata, besides what it was made from

@@ -48,6 +48,14 @@ def _cache(setup: Setup) -> tuple[str, Setup] | None:
     return "run lightning cache and set data.cache", replace(setup, cached=True)
 
 
+def _tiles(setup: Setup) -> tuple[str, Setup] | None:
+    if setup.module.backbone.vae_tiling:
+        return None
+    changed = replace(setup, module=copy.deepcopy(setup.module))
+    changed.module.backbone.vae_tiling = True
+    return "set model.vae_tiling: true", changed
+
+
 def _half(setup: Setup) -> tuple[str, Setup] | None:
     if setup.module.backbone.dtype != torch.float32:
         return None
@@ -112,6 +120,7 @@ LEVERS: tuple[Lever, ...] = (
     _cache,
     _half,
     _checkpointing,
+    _tiles,
     _single,
     _offload,
     _adapters,

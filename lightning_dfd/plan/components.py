@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 import transformers
-from diffusers import AutoencoderKL, ModelMixin
+from diffusers import ModelMixin
 from torch import nn
 
 from lightning_dfd.backbones import Backbone
-from lightning_dfd.backbones.base import read_config
 from lightning_dfd.quantization import BYTES, Quantization
 
 
@@ -19,9 +18,8 @@ def blank_encoders(backbone: Backbone) -> dict[str, nn.Module] | None:
     """What encodes prompts and images besides the VAE, by name; None where a config is not there."""
     networks = {}
     for name in backbone.encoder_names:
-        try:
-            config = read_config(AutoencoderKL, backbone.source, name)
-        except FileNotFoundError:
+        config: Any = backbone.encoder_config(name)
+        if config is None:
             return None
         network_class = getattr(transformers, backbone.pipeline_config[name][1])
         with torch.device("meta"):

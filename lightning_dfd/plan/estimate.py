@@ -11,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_dfd.backbones import Backbone
+from lightning_dfd.backbones.base import clips_at_once
 from lightning_dfd.backbones.blank import blank_network
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.plan.components import (
@@ -24,6 +25,9 @@ from lightning_dfd.plan.meter import Meter
 from lightning_dfd.plan.rehearsal import Turn, rehearse
 from lightning_dfd.types import Role, VideoSize
 
+DECODING = "decoding of samples"
+SAMPLED = 8  # videos that callbacks sample together by default
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -34,6 +38,7 @@ class Setup:
         cached: whether latents come from a cache.
         precision: the trainer's, as `bf16-mixed`.
         device: `cuda` or `cpu`: whose rules of mixed precision and of optimizers count.
+        samples: whether videos are sampled while training, by callbacks.
     """
 
     module: DistillationModule
@@ -42,6 +47,7 @@ class Setup:
     cached: bool
     precision: str
     device: str = "cuda"
+    samples: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class Estimate:
         vae: weights.
         text: weights of the text encoders; None if their configs are not there.
         encoding: most bytes that the VAE holds while it encodes one batch, besides its weights.
+        decoding: the same, while it decodes sampled videos: one clip, of small ones several.
+        samples: whether that happens while training.
         cached: whether VAE and text encoders are left out of training.
         offload: whether they wait on the CPU.
         latents, embedding: on disk, of a clip and of a caption.
@@ -69,6 +77,8 @@ class Estimate:
     vae: int
     text: int | None
     encoding: int
+    decoding: int
+    samples: bool
     cached: bool
     offload: bool
     latents: int
@@ -79,6 +89,11 @@ class Estimate:
     def encoders(self) -> int:
         """Weights that stay in memory only to encode while training."""
         return 0 if self.cached or self.offload else self.vae + (self.text or 0)
+
+    @property
+    def decoder(self) -> int:
+        """Weights of the VAE, where it is in memory for samples alone."""
+        return self.vae if self.cached and not self.offload else 0
 
     @property
     def resident(self) -> int:
@@ -94,7 +109,11 @@ class Estimate:
     def peaks(self) -> dict[str, int]:
         """The most bytes alive, by what training is doing."""
         peaks = {f"{role} update": turn.peak + self.encoders for role, turn in self.turns.items()}
-        return peaks if self.cached else peaks | {"encoding": self.resident + self.encoding}
+        if not self.cached:
+            peaks["encoding"] = self.resident + self.encoding
+        if self.samples:
+            peaks[DECODING] = self.resident + self.decoder + self.decoding
+        return peaks
 
     @property
     def peak(self) -> int:
@@ -108,6 +127,7 @@ class Estimate:
         terms |= {f"{role} weights": size for role, size in self.weights.items()}
         terms |= {f"{role} optimizer states": size for role, size in self.states.items()}
         terms |= {"VAE": self.vae, "text encoders": self.text or 0} if self.encoders else {}
+        terms |= {"VAE": self.decoder} if busiest == DECODING and self.decoder else {}
         for role, turn in self.turns.items():
             if busiest == f"{role} update":
                 terms[f"{role} gradients"] = turn.gradients
@@ -134,7 +154,7 @@ def estimate(setup: Setup) -> Estimate:
     done = rehearse(module, setup.size, setup.batch_size, setup.precision, setup.device)
     spared = _spared(module)
     text = blank_encoders(backbone)
-    vae, encoding = encode(backbone, setup.size, 1 if setup.cached else setup.batch_size)
+    vae, encoding, decoding = measure_vae(backbone, setup.size, 1 if setup.cached else setup.batch_size)
     half = backbone.dtype in (torch.bfloat16, torch.float16)  # what `lightning cache` stores
     images = backbone.blank_images(1, setup.size).tensors.values()
     latents = torch.Size(backbone.latent_shape(setup.size)).numel() + sum(tensor.numel() for tensor in images)
@@ -146,6 +166,8 @@ def estimate(setup: Setup) -> Estimate:
         vae=vae,
         text=None if text is None else sum(map(size_of, text.values())),
         encoding=encoding,
+        decoding=decoding,
+        samples=setup.samples,
         cached=setup.cached,
         offload=backbone.offload,
         latents=latents * (2 if half else 4),
@@ -163,14 +185,19 @@ def _spared(module: DistillationModule) -> int:
     return spared_by_offload(network) if backbone.offload and module.student.mode == "full" else 0
 
 
-def encode(backbone: Backbone, size: VideoSize, batch_size: int) -> tuple[int, int]:
-    """Bytes of the VAE's weights, and the most that it holds besides while it encodes a batch of videos."""
+def measure_vae(backbone: Backbone, size: VideoSize, batch_size: int) -> tuple[int, int, int]:
+    """Bytes of the VAE's weights, and the most that it holds besides while it encodes a batch of videos and while it
+    decodes sampled ones."""
     backbone = copy.copy(backbone)
     vae = blank_network(backbone.vae_config, backbone.dtype)
     backbone.prepare_vae(vae)
+    together = min(SAMPLED, clips_at_once(size.frames * size.height * size.width))
     with Meter() as meter, FakeTensorMode(allow_non_fake_inputs=True):
         replace_tensors(vae, lambda like: torch.empty(like.shape, dtype=like.dtype))
         weights = meter.live
         backbone.vae = vae
         backbone.encode_videos(torch.empty(batch_size, 3, size.frames, size.height, size.width))
-    return weights, meter.peak - weights
+        encoding = meter.peak - weights
+        meter.restart()
+        backbone.decode_latents(torch.empty(together, *backbone.latent_shape(size)))
+    return weights, encoding, meter.peak - weights

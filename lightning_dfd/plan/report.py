@@ -28,6 +28,7 @@ def facts(setup: Setup) -> dict[str, Any]:
         "teacher's precision": str(module.backbone.dtype).removeprefix("torch."),
         "quantization": quantization and f"{quantization.kind} by {quantization.backend}",
         "offload": module.backbone.offload,
+        "VAE in tiles": module.backbone.vae_tiling,
         "trainer's precision": setup.precision,
         "latents": "from the cache" if setup.cached else "encoded while training",
     }
@@ -40,7 +41,8 @@ def as_text(setup: Setup, found: Estimate, limit: float | None, advice: Sequence
     lines += [f"{_readable(name):52} {size / GIB:9.2f}" for name, size in found.terms.items() if size]
     lines += [f"{'total':52} {found.peak / GIB:9.2f}", ""]
     lines += [f"{_readable(f'peak of the {name}'):52} {size / GIB:9.2f}" for name, size in found.peaks.items()]
-    lines += [f"{'peak of lightning cache':52} {found.caching / GIB:9.2f}", ""]
+    lines += [f"{'peak of lightning cache':52} {found.caching / GIB:9.2f}"]
+    lines += [f"{'decoding samples, beside all weights':52} {found.decoding / GIB:9.2f}", ""]
     largest = max(found.terms, key=lambda name: found.terms[name])
     lines += [f"largest term: {_readable(largest)}, {found.terms[largest] / found.peak:.0%}"]
     lines += [f"a cache takes {found.latents / MIB:.1f} MiB a clip and {found.embedding / MIB:.1f} MiB a caption"]
@@ -71,6 +73,7 @@ def as_json(setup: Setup, found: Estimate, limit: float | None, advice: Sequence
         "peaks": found.peaks,
         "peak": found.peak,
         "peak_of_cache": found.caching,
+        "decoding": found.decoding,
         "text_encoders_counted": found.text is not None,
         "disk": {"clip": found.latents, "caption": found.embedding},
         "flops": {"mean": found.flops} | {str(role): turn.flops for role, turn in found.turns.items()},

@@ -1,0 +1,166 @@
+"""What makes a teacher this one and no other: digests of configs and of the content of files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import snapshot_download
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_dfd.backbones.loading import parts_of, teacher_not_found
+from lightning_dfd.backbones.location import Location, Weights, weights_of
+
+if TYPE_CHECKING:
+    from lightning_dfd.backbones.base import Backbone
+
+# Content is read once: digests of files of at least REMEMBERED bytes are kept, with the file's state, in this folder.
+DIGESTS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_dfd" / "digests"
+REMEMBERED = 1 << 26
+SETTLED = 2.0  # seconds after which a file's times tell one state of it from the next
+CHUNK = 1 << 22
+SLOW = 4 << 30  # bytes whose reading is worth a line: some seconds
+
+
+def identity_of(backbone: Backbone) -> dict[str, str]:
+    """What decides latents and embeddings: see `Backbone.identity`."""
+    encoders = {name: config_digest(backbone.encoder_config(name) or {}) for name in backbone.encoder_names}
+    return {
+        "pipeline": backbone.pipeline_name,
+        "vae": config_digest(backbone.vae_config),
+        "text_length": str(backbone.max_sequence_length),
+        **encoders,
+        **({"vae_tiling": "true"} if backbone.vae_tiling else {}),
+        "weights": _weights(backbone, "vae", *backbone.encoder_names),
+        "tokenizers": _tokenizers(backbone),
+    }
+
+
+def network_identity_of(backbone: Backbone) -> dict[str, str]:
+    """What decides the teacher's own samples besides: its networks, its scheduler, its pipeline's settings."""
+    settings = {name: value for name, value in backbone.pipeline_config.items() if not isinstance(value, (list, tuple))}
+    return {
+        **{name: config_digest(backbone.network_config(name)) for name in backbone.networks},
+        "scheduler": config_digest(backbone.scheduler_config),
+        "settings": config_digest(settings),
+        "dtype": str(backbone.dtype),
+        "network_weights": _weights(backbone, *backbone.networks),
+    }
+
+
+def _weights(backbone: Backbone, *parts: str) -> str:
+    return weights_digest(
+        backbone.location, {name: weights_of(backbone.location, name, backbone.dtype) for name in parts}
+    )
+
+
+def _tokenizers(backbone: Backbone) -> str:
+    """Of the parts without weights that say what the encoders are shown: small files, which have to be here."""
+    there = parts_of(backbone.pipeline_config)
+    parts = [name for name in (*backbone.text_parts, *backbone.image_parts) if name in there]
+    parts = [name for name in parts if name not in backbone.encoder_names]
+    location = backbone.location
+    folder = location.folder
+    if folder is None:
+        patterns = [f"{name}/*" for name in parts]
+        try:
+            folder = Path(snapshot_download(location.repo, revision=location.revision, allow_patterns=patterns))
+        except OSError as error:
+            raise teacher_not_found(location, error) from error
+    return config_digest({name: folder_digest(folder / name) for name in parts})
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """Of a config less the keys that say where and by which version it was written."""
+    written = ("transformers_version", "torch_dtype", "dtype", "architectures")
+    kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in written}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def weights_digest(location: Location, parts: Mapping[str, Weights | None]) -> str:
+    """Of the content of all weight files of these components, whatever their names.
+
+    Raises:
+        FileNotFoundError: a component has no weights.
+    """
+    if missing := [part for part, weights in parts.items() if weights is None]:
+        raise FileNotFoundError(
+            f"{location} has no weights of {' and '.join(missing)} here, so it cannot be told from another teacher; "
+            "give a folder written by save_pretrained, or download it whole with: hf download <id>"
+        )
+    files = [(part, file) for part, weights in parts.items() if weights for file in weights.files.values()]
+    paths = [file for _, file in files if isinstance(file, Path)]
+    told = dict(zip(paths, file_digests(paths), strict=True))
+    lines = [f"{part} {told[file] if isinstance(file, Path) else file}" for part, file in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def folder_digest(folder: Path) -> str:
+    """Of names and content of the files in a small folder, a tokenizer's say; nothing is told of an absent one."""
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    lines = [f"{path.name} {digest}" for path, digest in zip(files, file_digests(files), strict=True)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def file_digests(paths: Iterable[Path]) -> list[str]:
+    """The SHA-256 of each file's whole content, as the hub gives it for large files.
+
+    A gigabyte takes about a second of one core, several files go side by side, and it happens once: digests are
+    remembered by path, size, times and inode.
+    """
+    paths = list(paths)
+    found = {path: _remembered(path) for path in paths}
+    unknown = [path for path, digest in found.items() if digest is None]
+    size = sum(path.stat().st_size for path in unknown)
+    if size > SLOW:
+        rank_zero_info(f"reading {size / 2**30:.0f} GiB of the teacher's weights, once, to tell them from others")
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        found |= dict(zip(unknown, pool.map(_read, unknown), strict=True))
+    return [str(found[path]) for path in paths]
+
+
+def _read(path: Path) -> str:
+    before = _state(path)
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    stat = path.stat()
+    settled = time.time() - max(stat.st_mtime, stat.st_ctime) > SETTLED
+    if stat.st_size >= REMEMBERED and settled and _state(path) == before:
+        with suppress(OSError):  # it only saves time: a home that cannot be written is read again
+            _remember(path, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def _state(path: Path) -> str:
+    """What changes when a file is written to; the time of its last change of state cannot be set by hand."""
+    stat = path.stat()
+    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+
+
+def _note(path: Path) -> Path:
+    return DIGESTS / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
+
+
+def _remember(path: Path, digest: str) -> None:
+    DIGESTS.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=DIGESTS, delete=False) as file:
+        file.write(f"{digest} {_state(path)}")
+    os.replace(file.name, _note(path))
+
+
+def _remembered(path: Path) -> str | None:
+    try:
+        digest, _, state = _note(path).read_text(encoding="utf-8").partition(" ")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return digest if state == _state(path) else None
