@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -45,11 +45,12 @@ from lightning_dfd.objectives import (
     teacher_data,
     teacher_guidance,
 )
-from lightning_dfd.optimizers import BadGradients, as_list, clip_parts, keep_settings, settings_of
+from lightning_dfd.optimizers import BadGradients, Groups, as_list, clip_parts, plain, settings_of
 from lightning_dfd.quantization import Quantization
 from lightning_dfd.resume import log_places, recipe_facts, refuse_other_recipe, rewind
 from lightning_dfd.roles import TRAINED, FullRoles, LoraRoles, Roles
 from lightning_dfd.sampler import Draw, roll_to, sample
+from lightning_dfd.schedules import Schedule, Watching, build, go_on, plan_at, ready, takes_a_value, trial
 from lightning_dfd.settings import (
     DataForcingSettings,
     DiversitySettings,
@@ -90,7 +91,9 @@ class DistillationModule(LightningModule):
         diversity: DP-DMD's term for the student's first step; off by default.
         student_optimizer: of the student.
         fake_optimizer: of the fake score, and of the discriminator.
-        lr_scheduler: of both, stepped with its optimizer; null for a constant rate.
+        lr_scheduler: of both rates, by iteration: a class, or a function of the optimizer; null for constant rates.
+        student_lr_scheduler: of the student's rate alone, instead of lr_scheduler.
+        fake_lr_scheduler: of the fake score's, and of the discriminator's.
         gradient_clip: largest norm of a role's gradient, and of the discriminator's.
         accumulate: batches per optimizer step.
         init_from: checkpoint whose student and fake score are the start (data forcing starts from DMD2's).
@@ -114,7 +117,9 @@ class DistillationModule(LightningModule):
         diversity: DiversitySettings = DiversitySettings(),  # noqa: B008
         student_optimizer: OptimizerCallable = ADAMW,
         fake_optimizer: OptimizerCallable = ADAMW,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler: Schedule | None = None,
+        student_lr_scheduler: Schedule | None = None,
+        fake_lr_scheduler: Schedule | None = None,
         gradient_clip: float = 10.0,
         accumulate: int = 1,
         init_from: str | None = None,
@@ -135,7 +140,13 @@ class DistillationModule(LightningModule):
         self.student, self.sampling, self.dmd = student, sampling, dmd
         self.data_forcing, self.gan, self.diversity = data_forcing, gan, diversity
         self.student_optimizer, self.fake_optimizer = student_optimizer, fake_optimizer
+        if lr_scheduler is not None and (student_lr_scheduler is not None or fake_lr_scheduler is not None):
+            raise ValueError(
+                "model.lr_scheduler is of both roles; set it to null, or leave out model.student_lr_scheduler and "
+                "model.fake_lr_scheduler"
+            )
         self.lr_scheduler = lr_scheduler
+        self.schedules = {"student": student_lr_scheduler or lr_scheduler, "fake": fake_lr_scheduler or lr_scheduler}
         self.gradient_clip, self.accumulate = gradient_clip, accumulate
         self.init_from, self.seed = init_from, seed
         self.roles: Roles | None = None
@@ -144,6 +155,10 @@ class DistillationModule(LightningModule):
         self.counts = {"student_steps": 0, "forced_steps": 0, "skipped_steps": 0}
         self._bad_gradients = BadGradients()
         self._recipe: dict[str, dict[str, Any]] = {}
+        self._settings: list[Groups] = []  # of the optimizers, before they had schedules
+        self._built: list[Groups] = []  # and after
+        self._watching: list[Watching] = []
+        self._kept: dict[str, Any] | None = None  # what on_load_checkpoint leaves for on_train_start
         self._micro = 0  # batches since the last optimizer step
         self._latest: dict[str, Tensor | float] = {}
         self._clock: float | None = None
@@ -333,29 +348,64 @@ class DistillationModule(LightningModule):
             parts["discriminator"] = list(self.discriminator.parameters())
             rate = {} if self.gan.lr is None else {"lr": self.gan.lr}
             fake = [{"params": fake}, {"params": parts["discriminator"], **rate}]
-        optimizers = [self.student_optimizer(parts["student"]), self.fake_optimizer(fake)]
-        schedulers = [self.lr_scheduler(optimizer) for optimizer in optimizers] if self.lr_scheduler else []
-        self._recipe_groups = settings_of(optimizers)
-        return optimizers, schedulers
+        makes = {"student": self.student_optimizer, "fake": self.fake_optimizer}
+        given = {"student": parts["student"], "fake": fake}
+        optimizers = [build(f"model.{role}_optimizer", makes[role], given[role]) for role in TRAINED]
+        self._settings = [settings_of(optimizer) for optimizer in optimizers]
+        schedulers = {
+            role: build(self._schedule_key(role), self.schedules[role], ready(optimizer))
+            for role, optimizer in zip(TRAINED, optimizers, strict=True)
+            if self.schedules[role] is not None
+        }
+        self._built = [settings_of(optimizer) for optimizer in optimizers]
+        self._watching = [scheduler for scheduler in schedulers.values() if takes_a_value(scheduler)]
+        named = [{"scheduler": made, "interval": "step", "name": f"lr-{role}"} for role, made in schedulers.items()]
+        return optimizers, named
+
+    def _schedule_key(self, role: str) -> str:
+        return "model.lr_scheduler" if self.lr_scheduler is not None else f"model.{role}_lr_scheduler"
+
+    def _try_optimizers(self) -> list[str]:
+        """The optimizers' names; raises ValueError where they or their schedules do not fit the run."""
+        rate = {} if self.gan.lr is None else {"lr": self.gan.lr}
+        groups: dict[str, list[dict[str, Any]]] = {"student": [], "fake": [{}, rate] if self.gan.weight else []}
+        makes = {"student": self.student_optimizer, "fake": self.fake_optimizer}
+        return [
+            trial(
+                role, f"model.{role}_optimizer", makes[role], groups[role], self._schedule_key(role),
+                self.schedules[role], self.trainer.max_steps,
+            )
+            for role in TRAINED
+        ]  # fmt: skip
 
     def on_fit_start(self) -> None:
         if self.backbone.offload:
             self.network.offload_teacher(self.device)
 
     def on_train_start(self) -> None:
-        """A restored optimizer brings its old settings along; those of the recipe and command line win."""
-        optimizers = as_list(self.optimizers(use_pl_optimizer=False))
-        keep_settings(optimizers, as_list(self.lr_schedulers()), self._recipe_groups)
+        """A restored optimizer brings its old settings along; the recipe's and the command line's win."""
+        if self._kept is None:
+            return
+        optimizers, schedulers = as_list(self.optimizers(use_pl_optimizer=False)), as_list(self.lr_schedulers())
+        by_optimizer = {id(scheduler.optimizer): scheduler for scheduler in schedulers}
+        kept, plans = iter(self._kept["schedules"]), self._kept["plans"] or [None] * len(optimizers)
+        for role, optimizer, built, plan in zip(TRAINED, optimizers, self._built, plans, strict=True):
+            state = next(kept) if plan is not None and plan["schedule"] is not None else None
+            go_on(role, optimizer, by_optimizer.get(id(optimizer)), built, plan, state, self.trainer.global_step)
+        self._kept = None
 
     def _step_optimizer(self) -> None:
         self._micro = 0
-        index = TRAINED.index("student" if self.student_turn else "fake")
         is_student = self.student_turn
-        optimizer = as_list(self.optimizers())[index]
+        optimizers = as_list(self.optimizers())
+        for role, each in zip(TRAINED, optimizers, strict=True):
+            self._latest[f"train/{role}_lr"] = float(each.param_groups[0]["lr"])
+        optimizer = optimizers[TRAINED.index("student" if is_student else "fake")]
         optimizer.step()
         optimizer.zero_grad()
-        if self.lr_scheduler:
-            as_list(self.lr_schedulers())[index].step()
+        for scheduler in as_list(self.lr_schedulers()):  # of both, so that they count iterations
+            if scheduler not in self._watching:
+                scheduler.step()
         if is_student and self.student.ema_decay is not None:
             self.network.update_average(self.student.ema_decay)
 
@@ -392,6 +442,14 @@ class DistillationModule(LightningModule):
             values = {name: float(value) for name, value in self._latest.items()}
             for logger in self.loggers:
                 logger.log_metrics(values, step=self.trainer.global_step)
+            self.follow(values)
+
+    def follow(self, values: Mapping[str, float]) -> None:
+        """Show the schedules that watch a value, as ReduceLROnPlateau, what was logged just now; on all processes."""
+        for scheduler in self._watching:
+            if scheduler.monitor in values:
+                value = torch.tensor(values[scheduler.monitor], dtype=torch.float64)
+                scheduler.step(float(self.trainer.strategy.reduce(value, reduce_op="mean")))
 
     # ---- validation ---------------------------------------------------------------------------------------
 
@@ -413,6 +471,12 @@ class DistillationModule(LightningModule):
                 t = real.new_full((len(real),), step, dtype=torch.float64)
                 gaps.append(paired_gap(real, self.x0(role, self.schedule.add_noise(real, eps, t), t, cond)))
             self.log(f"{stage}/{name}_x0_error", torch.stack(gaps).mean(), batch_size=len(real), sync_dist=True)
+
+    def on_validation_end(self) -> None:
+        if self._watching and not self.trainer.sanity_checking:
+            found = self.trainer.callback_metrics
+            names = [f"val/{name}_x0_error" for name in ("student", "teacher")]
+            self.follow({name: float(found[name]) for name in names if name in found})
 
     # ---- sampling -----------------------------------------------------------------------------------------
 
@@ -473,6 +537,7 @@ class DistillationModule(LightningModule):
             self.datamodule.require_teacher(self.backbone.identity())
         if stage == "fit":
             self._recipe = recipe_facts(self)
+            self._optimizer_names = self._try_optimizers()
             settings = self.data_forcing
             cached = self.datamodule is not None and self.datamodule.cache is not None
             if settings.probability > 0 and settings.nearest_of > 1 and not cached:
@@ -559,7 +624,14 @@ class DistillationModule(LightningModule):
         rewind(checkpoint["loops"], self._micro)
         owned = self.owned_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in owned}
+        checkpoint["lr_schedulers"] = [plain(state) for state in checkpoint.get("lr_schedulers", [])]
+        for state in checkpoint.get("optimizer_states", []):
+            state["param_groups"] = [plain(group) for group in state["param_groups"]]
         checkpoint[OURS] = {
+            "plans": [
+                plan_at(optimizer, settings, self.schedules[role], checkpoint["global_step"])
+                for role, optimizer, settings in zip(TRAINED, self.trainer.optimizers, self._settings, strict=False)
+            ],
             "counts": dict(self.counts),
             "latest": {name: float(value) for name, value in self._latest.items() if name != SPEED},
             "recipe": self._recipe,
@@ -576,6 +648,17 @@ class DistillationModule(LightningModule):
         if self.trainer.state.fn == "fit" and "recipe" in ours:
             refuse_other_recipe(self._recipe, ours["recipe"])
         refuse_misfit(self.owned_keys(), set(checkpoint["state_dict"]))
+        if self.trainer.state.fn == "fit":
+            plans = ours.get("plans")
+            for role, own, plan in zip(TRAINED, self._optimizer_names, plans or [], strict=bool(plans)):
+                if own != plan["optimizer"]:
+                    raise ValueError(
+                        f"model.{role}_optimizer is {own}, and the checkpoint's is {plan['optimizer']}; resume with "
+                        "that, or begin a new run with the checkpoint's weights by model.init_from"
+                    )
+            # Lightning would give the schedules all that the checkpoint holds, the old recipe's settings included.
+            self._kept = {"plans": plans, "schedules": checkpoint["lr_schedulers"]}
+            checkpoint["lr_schedulers"] = []
         self.counts |= ours["counts"]
         self._latest = dict(ours.get("latest", {}))
 
