@@ -16,6 +16,7 @@ from copy import deepcopy
 from typing import Any, Protocol, TypeVar
 
 import torch
+from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LRSchedulerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -33,20 +34,21 @@ LENGTH = "num_training_steps"  # what diffusers' and transformers' functions cal
 
 
 class ScheduleFunction:
-    """A function of an optimizer that returns its schedule, as a recipe names it.
+    """A function that returns an optimizer's schedule, with its other arguments, as a recipe names it.
 
-    diffusers.optimization.get_cosine_schedule_with_warmup is one. Classes are Lightning's LRSchedulerCallable.
+    diffusers.optimization.get_cosine_schedule_with_warmup is one. jsonargparse checks the arguments, as those of a
+    class, but would call the function without an optimizer; this is what it makes of it instead.
 
     Args:
-        class_path: import path of the function; the key is called like that of a class.
-        init_args: its arguments but for the optimizer, which comes first.
+        class_path: import path of the function; its first parameter has to be named `optimizer`.
+        init_args: its other arguments.
     """
 
     def __init__(self, class_path: str, init_args: Mapping[str, Any] | None = None) -> None:
         module, _, name = class_path.rpartition(".")
         self.function = getattr(importlib.import_module(module), name) if module else None
-        if inspect.isclass(self.function) or not callable(self.function):
-            raise ValueError(f"{class_path} is no function")
+        if not takes_optimizer(self.function):
+            raise ValueError(f"{class_path} is no function whose first parameter is named optimizer")
         self.class_path, self.init_args = class_path, dict(init_args or {})
 
     def __call__(self, optimizer: Optimizer) -> LRScheduler:
@@ -54,15 +56,20 @@ class ScheduleFunction:
         return made
 
     @classmethod
-    def read(cls, value: Any) -> ScheduleFunction:
-        """From a recipe: an import path, or a mapping with class_path and init_args."""
-        content = {"class_path": value} if isinstance(value, str) else getattr(value, "as_dict", lambda: value)()
-        if not isinstance(content, Mapping) or not set(content) <= {"class_path", "init_args"}:
-            raise ValueError("a schedule has class_path and init_args")
-        return cls(**content)
+    def read(cls, value: Any) -> Any:
+        """From what a recipe holds: class_path and init_args, or, still to be read, an import path alone."""
+        if isinstance(value, str):
+            cls(value)
+            return Namespace(class_path=value)
+        return cls(**value.as_dict())
 
     def write(self) -> dict[str, Any]:
         return {"class_path": self.class_path, "init_args": self.init_args}
+
+
+def takes_optimizer(function: Any) -> bool:
+    """Whether it is a function whose first parameter is `optimizer`."""
+    return inspect.isfunction(function) and next(iter(inspect.signature(function).parameters), None) == "optimizer"
 
 
 register_type(ScheduleFunction, ScheduleFunction.write, ScheduleFunction.read)
