@@ -384,22 +384,31 @@ class DistillationModule(LightningModule):
 
     def on_train_start(self) -> None:
         """A restored optimizer brings its old settings along; the recipe's and the command line's win."""
-        if self._kept is None:
-            return
-        optimizers, schedulers = as_list(self.optimizers(use_pl_optimizer=False)), as_list(self.lr_schedulers())
-        by_optimizer = {id(scheduler.optimizer): scheduler for scheduler in schedulers}
-        kept, plans = iter(self._kept["schedules"]), self._kept["plans"] or [None] * len(optimizers)
+        optimizers = as_list(self.optimizers(use_pl_optimizer=False))
+        if self._kept is not None:
+            self._go_on(optimizers, **self._kept)
+            self._kept = None
+        for optimizer in optimizers:
+            if callable(getattr(optimizer, "train", None)):  # schedule-free ones; they stay in it, see docs/recipes.md
+                optimizer.train()
+
+    def _go_on(
+        self, optimizers: Sequence[torch.optim.Optimizer], plans: Sequence[Any] | None, schedules: Sequence[Any]
+    ) -> None:
+        by_optimizer = {id(scheduler.optimizer): scheduler for scheduler in as_list(self.lr_schedulers())}
+        kept = iter(schedules)
+        plans = plans or [None] * len(optimizers)
         for role, optimizer, built, plan in zip(TRAINED, optimizers, self._built, plans, strict=True):
             state = next(kept) if plan is not None and plan["schedule"] is not None else None
             go_on(role, optimizer, by_optimizer.get(id(optimizer)), built, plan, state, self.trainer.global_step)
-        self._kept = None
 
     def _step_optimizer(self) -> None:
         self._micro = 0
         is_student = self.student_turn
         optimizers = as_list(self.optimizers())
         for role, each in zip(TRAINED, optimizers, strict=True):
-            self._latest[f"train/{role}_lr"] = float(each.param_groups[0]["lr"])
+            if each.param_groups[0].get("lr") is not None:  # some choose it in each step
+                self._latest[f"train/{role}_lr"] = float(each.param_groups[0]["lr"])
         optimizer = optimizers[TRAINED.index("student" if is_student else "fake")]
         optimizer.step()
         optimizer.zero_grad()
@@ -624,9 +633,10 @@ class DistillationModule(LightningModule):
         rewind(checkpoint["loops"], self._micro)
         owned = self.owned_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in owned}
-        checkpoint["lr_schedulers"] = [plain(state) for state in checkpoint.get("lr_schedulers", [])]
-        for state in checkpoint.get("optimizer_states", []):
-            state["param_groups"] = [plain(group) for group in state["param_groups"]]
+        if "lr_schedulers" in checkpoint:  # it is not of weights alone
+            checkpoint["lr_schedulers"] = [plain(state) for state in checkpoint["lr_schedulers"]]
+            for state in checkpoint["optimizer_states"]:
+                state["param_groups"] = [plain(group) for group in state["param_groups"]]
         checkpoint[OURS] = {
             "plans": [
                 plan_at(optimizer, settings, self.schedules[role], checkpoint["global_step"])
@@ -649,6 +659,11 @@ class DistillationModule(LightningModule):
             refuse_other_recipe(self._recipe, ours["recipe"])
         refuse_misfit(self.owned_keys(), set(checkpoint["state_dict"]))
         if self.trainer.state.fn == "fit":
+            if "lr_schedulers" not in checkpoint:
+                raise ValueError(
+                    "the checkpoint holds weights alone (save_weights_only), so a run cannot go on from it; begin a new "
+                    "one with them by model.init_from"
+                )
             plans = ours.get("plans")
             for role, own, plan in zip(TRAINED, self._optimizer_names, plans or [], strict=bool(plans)):
                 if own != plan["optimizer"]:

@@ -85,9 +85,9 @@ class Watching(Protocol):
     def step(self, metrics: float) -> None: ...
 
 
-def takes_a_value(scheduler: Any) -> bool:
-    """Whether each step of a schedule has to be given a value, as ReduceLROnPlateau's."""
-    first = next(iter(inspect.signature(scheduler.step).parameters.values()), None)
+def takes_a_value(stepped: Any) -> bool:
+    """Whether each step has to be given something: ReduceLROnPlateau's a value, LBFGS' a closure."""
+    first = next(iter(inspect.signature(stepped.step).parameters.values()), None)
     return first is not None and first.default is first.empty and first.kind is first.POSITIONAL_OR_KEYWORD
 
 
@@ -124,6 +124,8 @@ def trial(
     optimizer = build(key, make, parameters)
     if not isinstance(optimizer, Optimizer):
         raise ValueError(f"{key} gives {type(optimizer).__name__}, which is no torch.optim.Optimizer")
+    if takes_a_value(optimizer):
+        raise ValueError(f"{key} is {type(optimizer).__name__}, whose step needs a closure; take one that does without")
     _say_what_is_lost(key, *settings_of(optimizer))
     if schedule is not None:
         scheduler = build(schedule_key, schedule, ready(optimizer))
@@ -172,11 +174,11 @@ def _rates(key: str, scheduler: Any, max_steps: int) -> list[float]:
     """The largest rate of a group at each iteration of the run."""
     rates = []
     for iteration in range(max_steps):
-        groups = [float(group["lr"]) for group in scheduler.optimizer.param_groups]
+        groups = [float(group["lr"]) for group in scheduler.optimizer.param_groups if group.get("lr") is not None]
         wrong = next((rate for rate in groups if not 0 <= rate < math.inf), None)
         if wrong is not None:
             raise ValueError(f"{key} gives a rate of {wrong:g} at iteration {iteration}; it must be 0 or above")
-        rates.append(max(groups))
+        rates.append(max(groups, default=math.inf))
         build(f"{key}, at iteration {iteration + 1} of {max_steps},", lambda _: scheduler.step(), None)
     return rates
 
@@ -254,22 +256,29 @@ def go_on(
         iterations: the checkpoint's.
     """
     groups = settings_of(optimizer)
+    was = groups[0].get("lr")
     set_groups(optimizer, deepcopy(built))
+    moments, optimizer.state = optimizer.state, defaultdict(dict)  # as in a plan, there has been no update
     _advance(scheduler, iterations)
+    optimizer.state = moments
     now = _plan_of(optimizer, scheduler)
     before = now if plan is None else plan
     if before["schedule"] != now["schedule"]:  # a new one decides by itself
         kept = None
         groups = [{**group, "lr": old["lr"]} for group, old in zip(groups, before["groups"], strict=True)]
-    new = [merged_group(*each) for each in zip(before["groups"], now["groups"], groups, strict=True)]
-    set_groups(optimizer, new)
+    merging = zip(before["groups"], settings_of(optimizer), groups, strict=True)
+    set_groups(optimizer, [merged_group(*each) for each in merging])
     if scheduler is not None:
         state = now["state"] if kept is None else merged(before["state"], now["state"], kept)
         if not same(state, now["state"]):
             scheduler.load_state_dict(state)
-    rates = groups[0].get("lr"), new[0].get("lr")
-    if not same(*rates):
-        rank_zero_info(f"the {role}'s learning rate is now {rates[1]:.3g} by the recipe; it was {rates[0]:.3g}")
+    rate = optimizer.param_groups[0].get("lr")
+    if not same(was, rate):
+        rank_zero_info(f"the {role}'s learning rate is now {_shown(rate)} by the recipe; it was {_shown(was)}")
+
+
+def _shown(rate: Any) -> str:
+    return "null" if rate is None else f"{float(rate):.3g}"
 
 
 def _advance(scheduler: Any, iterations: int) -> None:
