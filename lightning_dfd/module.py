@@ -50,7 +50,17 @@ from lightning_dfd.quantization import Quantization
 from lightning_dfd.resume import log_places, recipe_facts, refuse_other_recipe, rewind
 from lightning_dfd.roles import TRAINED, FullRoles, LoraRoles, Roles
 from lightning_dfd.sampler import Draw, roll_to, sample
-from lightning_dfd.schedules import Schedule, Watching, build, go_on, plan_at, ready, takes_a_value, trial
+from lightning_dfd.schedules import (
+    Schedule,
+    Watching,
+    build,
+    go_on,
+    plan_at,
+    ready,
+    refuse_unlogged,
+    takes_a_value,
+    trial,
+)
 from lightning_dfd.settings import (
     DataForcingSettings,
     DiversitySettings,
@@ -146,7 +156,8 @@ class DistillationModule(LightningModule):
                 "model.fake_lr_scheduler"
             )
         self.lr_scheduler = lr_scheduler
-        self.schedules = {"student": student_lr_scheduler or lr_scheduler, "fake": fake_lr_scheduler or lr_scheduler}
+        schedules = {"student": student_lr_scheduler or lr_scheduler, "fake": fake_lr_scheduler or lr_scheduler}
+        self.schedules = {role: schedule for role, schedule in schedules.items() if schedule is not None}
         self.gradient_clip, self.accumulate = gradient_clip, accumulate
         self.init_from, self.seed = init_from, seed
         self.roles: Roles | None = None
@@ -157,7 +168,9 @@ class DistillationModule(LightningModule):
         self._recipe: dict[str, dict[str, Any]] = {}
         self._settings: list[Groups] = []  # of the optimizers, before they had schedules
         self._built: list[Groups] = []  # and after
+        self._optimizer_names: list[str] = []
         self._watching: list[Watching] = []
+        self._followed: set[str] = set()
         self._kept: dict[str, Any] | None = None  # what on_load_checkpoint leaves for on_train_start
         self._micro = 0  # batches since the last optimizer step
         self._latest: dict[str, Tensor | float] = {}
@@ -352,14 +365,16 @@ class DistillationModule(LightningModule):
         given = {"student": parts["student"], "fake": fake}
         optimizers = [build(f"model.{role}_optimizer", makes[role], given[role]) for role in TRAINED]
         self._settings = [settings_of(optimizer) for optimizer in optimizers]
-        schedulers = {
+        schedulers: dict[str, Any] = {
             role: build(self._schedule_key(role), self.schedules[role], ready(optimizer))
             for role, optimizer in zip(TRAINED, optimizers, strict=True)
-            if self.schedules[role] is not None
+            if role in self.schedules
         }
         self._built = [settings_of(optimizer) for optimizer in optimizers]
         self._watching = [scheduler for scheduler in schedulers.values() if takes_a_value(scheduler)]
-        named = [{"scheduler": made, "interval": "step", "name": f"lr-{role}"} for role, made in schedulers.items()]
+        named: Any = [
+            {"scheduler": made, "interval": "step", "name": f"lr-{role}"} for role, made in schedulers.items()
+        ]
         return optimizers, named
 
     def _schedule_key(self, role: str) -> str:
@@ -373,7 +388,7 @@ class DistillationModule(LightningModule):
         return [
             trial(
                 role, f"model.{role}_optimizer", makes[role], groups[role], self._schedule_key(role),
-                self.schedules[role], self.trainer.max_steps,
+                self.schedules.get(role), self.trainer.max_steps,
             )
             for role in TRAINED
         ]  # fmt: skip
@@ -388,6 +403,9 @@ class DistillationModule(LightningModule):
         if self._kept is not None:
             self._go_on(optimizers, **self._kept)
             self._kept = None
+        for scheduler in self._watching:
+            if scheduler.monitor.startswith("val/"):  # measured at the start, or restored, by a callback
+                refuse_unlogged(scheduler, self._followed | set(self.trainer.callback_metrics))
         for optimizer in optimizers:
             if callable(getattr(optimizer, "train", None)):  # schedule-free ones; they stay in it, see docs/recipes.md
                 optimizer.train()
@@ -452,9 +470,14 @@ class DistillationModule(LightningModule):
             for logger in self.loggers:
                 logger.log_metrics(values, step=self.trainer.global_step)
             self.follow(values)
+            if self.trainer.global_step >= self.dmd.student_update_freq:  # both roles have had a turn
+                for scheduler in self._watching:
+                    if scheduler.monitor.startswith("train/"):
+                        refuse_unlogged(scheduler, values)
 
     def follow(self, values: Mapping[str, float]) -> None:
         """Show the schedules that watch a value, as ReduceLROnPlateau, what was logged just now; on all processes."""
+        self._followed |= values.keys()
         for scheduler in self._watching:
             if scheduler.monitor in values:
                 value = torch.tensor(values[scheduler.monitor], dtype=torch.float64)
@@ -480,12 +503,6 @@ class DistillationModule(LightningModule):
                 t = real.new_full((len(real),), step, dtype=torch.float64)
                 gaps.append(paired_gap(real, self.x0(role, self.schedule.add_noise(real, eps, t), t, cond)))
             self.log(f"{stage}/{name}_x0_error", torch.stack(gaps).mean(), batch_size=len(real), sync_dist=True)
-
-    def on_validation_end(self) -> None:
-        if self._watching and not self.trainer.sanity_checking:
-            found = self.trainer.callback_metrics
-            names = [f"val/{name}_x0_error" for name in ("student", "teacher")]
-            self.follow({name: float(found[name]) for name in names if name in found})
 
     # ---- sampling -----------------------------------------------------------------------------------------
 
@@ -639,7 +656,7 @@ class DistillationModule(LightningModule):
                 state["param_groups"] = [plain(group) for group in state["param_groups"]]
         checkpoint[OURS] = {
             "plans": [
-                plan_at(optimizer, settings, self.schedules[role], checkpoint["global_step"])
+                plan_at(optimizer, settings, self.schedules.get(role), checkpoint["global_step"])
                 for role, optimizer, settings in zip(TRAINED, self.trainer.optimizers, self._settings, strict=False)
             ],
             "counts": dict(self.counts),
@@ -661,7 +678,7 @@ class DistillationModule(LightningModule):
         if self.trainer.state.fn == "fit":
             if "lr_schedulers" not in checkpoint:
                 raise ValueError(
-                    "the checkpoint holds weights alone (save_weights_only), so a run cannot go on from it; begin a new "
+                    "the checkpoint holds weights alone (save_weights_only), so no run can go on from it; begin a new "
                     "one with them by model.init_from"
                 )
             plans = ours.get("plans")

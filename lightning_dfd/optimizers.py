@@ -79,9 +79,10 @@ def plain(value: Any) -> Any:
 
     Of a mapping, entries that would be dropped are left out.
     """
-    for kind in (bool, int, float, complex, str, bytes):
+    kinds: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
+    for kind in kinds:
         if isinstance(value, kind):
-            return kind(value)  # type: ignore[call-overload]
+            return kind(value)
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Tensor):

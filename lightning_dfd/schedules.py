@@ -11,7 +11,7 @@ import importlib
 import inspect
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Protocol, TypeVar
 
@@ -205,6 +205,23 @@ def _refuse_unnamed(key: str, scheduler: Any) -> None:
         raise ValueError(
             f"{key}: {type(scheduler).__name__} watches {monitor!r}; set class_path: "
             "lightning.pytorch.cli.ReduceLROnPlateau and init_args.monitor to a value that is logged, as val/score"
+        )
+    if monitor.endswith("_x0_error"):
+        raise ValueError(
+            f"{key}.init_args.monitor is {monitor}, which Lightning measures after the iteration's checkpoint, so a "
+            "resumed run may lack it; watch val/score, by the callback VideoEvaluation, or a value below train/"
+        )
+
+
+def refuse_unlogged(scheduler: Watching, logged: Iterable[str]) -> None:
+    """Raise ValueError unless what a schedule watches is among the names that are logged."""
+    if scheduler.monitor not in logged:
+        kind = scheduler.monitor.partition("/")[0]
+        same_kind = sorted(name for name in logged if name.startswith(f"{kind}/"))
+        add = "" if same_kind else "; add the callback lightning_dfd.callbacks.VideoEvaluation"
+        raise ValueError(
+            f"the monitor of {type(scheduler).__name__} is {scheduler.monitor}, which nothing logs{add}. Logged are: "
+            f"{', '.join(same_kind) or f'none below {kind}/'}"
         )
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import math
-import sys
+import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import diffusers.optimization
@@ -23,12 +23,13 @@ from torch.optim import AdamW, Optimizer, lr_scheduler
 
 from benchmarks.kills import differences
 from lightning_dfd import cli
+from lightning_dfd.backbones import Backbone
 from lightning_dfd.checkpoints import read_checkpoint
 from lightning_dfd.optimizers import plain, settings_of
 from lightning_dfd.schedules import ScheduleFunction, go_on, plan_at, ready, takes_a_value, trial
 from lightning_dfd.settings import DMDSettings
 from tests.test_cli import fail, recipe, small
-from tests.test_resume import fit
+from tests.test_resume import SendSignal, fit
 
 STEPS, CUT = 20, 7
 
@@ -288,3 +289,172 @@ def test_schedules_of_ones_own_keep_their_state() -> None:
     assert Run(adamw, Noisy).resume(saved).train(STEPS).rates == whole.rates[CUT:]
     slower = Run(adamw, partial(Noisy, share=0.95)).resume(saved).train(STEPS)
     assert slower.rates[-1] == pytest.approx(whole.rates[CUT] * 0.95 ** (STEPS - CUT - 1))
+
+
+# ---- what does not fit ----------------------------------------------------------------------------------------
+
+
+def refused(schedule: Callable[[Any], Any] | None, max_steps: int = 20, make: Callable[[Any], Any] = adamw) -> str:
+    """What is said of a role's optimizer and schedule before anything is loaded."""
+    with pytest.raises(ValueError, match="model") as error:
+        trial("student", "model.student_optimizer", make, [], "model.lr_scheduler", schedule, max_steps)
+    return " ".join(str(error.value).split())
+
+
+def fits(schedule: Callable[[Any], Any], max_steps: int = 20) -> str:
+    return trial("student", "model.student_optimizer", adamw, [], "model.lr_scheduler", schedule, max_steps)
+
+
+def test_a_schedule_that_ends_before_the_run_is_refused() -> None:
+    cosine, one_cycle = lr_scheduler.CosineAnnealingLR, lr_scheduler.OneCycleLR
+    said = refused(partial(cosine, T_max=8))
+    assert "model.lr_scheduler: T_max is 8 and trainer.max_steps is 20" in said
+    assert "set T_max to 20" in said
+    said = refused(partial(one_cycle, max_lr=1e-2, epochs=2, steps_per_epoch=5))
+    assert "total_steps (epochs x steps_per_epoch) is 10 and trainer.max_steps is 20" in said
+    said = refused(partial(sequence, total=15, warm=5))
+    assert "T_max is 10 and it is stepped from iteration 5 to 20" in said
+    assert "T_max is 6" in refused(lambda o: lr_scheduler.ChainedScheduler([cosine(o, 6)]))
+    cosine_of = "diffusers.optimization.get_cosine_schedule_with_warmup"
+    said = refused(ScheduleFunction(cosine_of, {"num_warmup_steps": 3, "num_training_steps": 12}))
+    assert "model.lr_scheduler.init_args.num_training_steps is 12 and trainer.max_steps is 20" in said
+    for fitting in (
+        partial(cosine, T_max=20),
+        partial(cosine, T_max=50),
+        partial(one_cycle, max_lr=1e-2, total_steps=20),
+        partial(lr_scheduler.LinearLR, total_iters=3),
+        partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=3),
+        ScheduleFunction(cosine_of, {"num_warmup_steps": 3, "num_training_steps": 20}),
+        sequence,
+    ):
+        assert fits(fitting) == "AdamW"
+    assert fits(partial(cosine, T_max=8), max_steps=-1) == "AdamW"  # a run without an end
+
+
+def test_a_rate_of_zero_to_the_end_is_warned_of() -> None:
+    linear = "diffusers.optimization.get_linear_schedule_with_warmup"
+    schedule = ScheduleFunction(linear, {"num_warmup_steps": 3, "num_training_steps": 12})
+    with pytest.warns(UserWarning, match="model.lr_scheduler: the student's rate is 0 from iteration 12 to the end"):
+        fits(schedule)
+
+
+def test_what_cannot_be_built_is_named_by_its_key() -> None:
+    assert "model.student_optimizer cannot be built (ValueError: Invalid learning rate: -1" in refused(
+        None, make=partial(AdamW, lr=-1.0)
+    )
+    assert "model.student_optimizer is LBFGS, whose step needs a closure" in refused(None, make=torch.optim.LBFGS)
+    assert "model.student_optimizer gives list, which is no torch.optim.Optimizer" in refused(None, make=list)
+    assert "model.lr_scheduler cannot be built (ValueError: Expected positive integer T_0" in refused(
+        partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=-3)
+    )
+    assert "model.lr_scheduler gives NoneType, which is no learning-rate schedule" in refused(lambda o: None)
+    assert "model.lr_scheduler gives a rate of -0.0005 at iteration 11; it must be 0 or above" in refused(
+        lambda o: lr_scheduler.LambdaLR(o, lambda k: 0.5 - k * 0.05)
+    )
+    assert "model.lr_scheduler, at iteration 4 of 20, cannot be built (ZeroDivisionError" in refused(
+        lambda o: lr_scheduler.LambdaLR(o, lambda k: 1 / (4 - k))
+    )
+    assert "ReduceLROnPlateau watches None; set class_path: lightning.pytorch.cli.ReduceLROnPlateau" in refused(
+        lr_scheduler.ReduceLROnPlateau
+    )
+    assert "init_args.monitor is val/student_x0_error, which Lightning measures after" in refused(
+        partial(ReduceLROnPlateau, monitor="val/student_x0_error")
+    )
+
+
+def test_state_that_no_checkpoint_holds_is_said() -> None:
+    class Odd(lr_scheduler.StepLR):
+        def __init__(self, optimizer: Optimizer) -> None:
+            self.memory = object()
+            super().__init__(optimizer, 3)
+
+    with pytest.warns(UserWarning, match="model.lr_scheduler: memory cannot be kept in a checkpoint"):
+        fits(Odd)
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------
+
+
+def logged(root: Path, name: str) -> list[float]:
+    (file,) = (root / "metrics").rglob("metrics.csv")
+    with file.open(encoding="utf-8") as rows:
+        return [float(row[name]) for row in csv.DictReader(rows) if row[name]]
+
+
+def test_both_rates_are_counted_in_iterations(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
+    """Of either role, however often it is updated, and however many batches an iteration takes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*lr_scheduler.step")
+        fit(
+            tiny["wan"], videos, 6, tmp_path, LearningRateMonitor(), accumulate=2, dmd=DMDSettings(student_update_freq=3),
+            lr_scheduler=lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 6),
+        )  # fmt: skip
+    expected = [1e-2 * (1 + math.cos(math.pi * iteration / 6)) / 2 for iteration in range(6)]
+    for role in ("student", "fake"):
+        assert logged(tmp_path, f"train/{role}_lr") == pytest.approx(expected)
+        assert len(logged(tmp_path, f"lr-{role}")) > 3
+    states = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["optimizer_states"]
+    assert [state["param_groups"][0]["lr"] for state in states] == pytest.approx([0, 0], abs=1e-12)
+
+
+def test_a_run_goes_on_with_its_schedules_and_its_optimizers_state(
+    tiny: dict[str, Path], videos: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "dmd": DMDSettings(student_update_freq=2),
+        "student_optimizer": partial(Estimating, lr=0.5),
+        "fake_optimizer": ScheduleFree,
+        "student_lr_scheduler": partial(sequence, total=8, warm=3),
+        "fake_lr_scheduler": partial(ReduceLROnPlateau, monitor="train/fake_loss", patience=0, factor=0.5),
+    }
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    fit(tiny["wan"], videos, 8, whole, **settings)
+    with pytest.raises(SystemExit):
+        fit(tiny["wan"], videos, 8, cut, SendSignal(signal.SIGTERM, 5), **settings)
+    fit(tiny["wan"], videos, 8, cut, **settings)
+    ends = [read_checkpoint(root / "checkpoints" / "last.ckpt") for root in (whole, cut)]
+    for end in ends:
+        del end["callbacks"], end["lightning_dfd"]["logs"]  # paths
+    assert not [*differences(*ends)]
+    groups = [state["param_groups"][0] for state in ends[0]["optimizer_states"]]
+    assert [group["k"] for group in groups] == [4, 4]
+    for role in ("student", "fake"):
+        rates = logged(cut, f"train/{role}_lr")
+        assert rates == logged(whole, f"train/{role}_lr")
+        assert len(set(rates)) > 3
+    with pytest.raises(ValueError, match=r"model\.student_optimizer is AdamW, and the checkpoint's is Estimating"):
+        fit(tiny["wan"], videos, 10, cut, **settings | {"student_optimizer": AdamW, "student_lr_scheduler": None})
+    options = settings | {"fake_lr_scheduler": partial(ReduceLROnPlateau, monitor="val/score")}
+    with pytest.raises(ValueError, match=r"is val/score, which nothing logs; add the callback .*VideoEvaluation"):
+        fit(tiny["wan"], videos, 10, cut, **options | {"student_lr_scheduler": partial(sequence, total=12)})
+
+
+def test_recipes_name_schedules_by_class_or_function(
+    tiny: dict[str, Path], videos: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """And what does not fit is said before the teacher is loaded."""
+    wanted = tmp_path / "schedules.yaml"
+    cosine = "diffusers.optimization.get_cosine_schedule_with_warmup"
+    function = {"class_path": cosine, "init_args": {"num_warmup_steps": 2, "num_training_steps": 5}}
+    wanted.write_text(yaml.safe_dump({"model": {"student_lr_scheduler": function}}))
+    words = ["fit", "-c", recipe("wan_dmd2"), "-c", str(wanted), *small(tiny, "wan", videos, tmp_path / "run")]
+    key = "--model.student_lr_scheduler.init_args"
+    more = ["--model.fake_lr_scheduler", "CosineAnnealingLR", "--model.fake_lr_scheduler.init_args.T_max", "6"]
+    cli.main([*words, *more, f"{key}.num_training_steps", "6", "--trainer.log_every_n_steps", "1"])
+    (file,) = (tmp_path / "run").rglob("metrics.csv")
+    with file.open(encoding="utf-8") as table:
+        rows = [*csv.DictReader(table)]
+    assert [float(row["train/student_lr"]) for row in rows[:3]] == pytest.approx([0, 2.5e-5, 5e-5])
+    assert [float(row["train/fake_lr"]) for row in rows[::3]] == pytest.approx([5e-5, 2.5e-5])
+    (kept,) = (tmp_path / "run").rglob("config.yaml")
+    assert yaml.safe_load(kept.read_text())["model"]["student_lr_scheduler"]["class_path"] == cosine
+
+    monkeypatch.setattr(Backbone, "load_transformer", lambda self: pytest.fail("the teacher was loaded"))
+    assert "student_lr_scheduler.init_args.num_training_steps is 5 and trainer.max_steps is 9" in fail(
+        capsys, *words, "--trainer.max_steps", "9"
+    )
+    assert "model.fake_lr_scheduler: T_max is 6 and trainer.max_steps is 9" in fail(
+        capsys, *words, *more, f"{key}.num_training_steps", "9", "--trainer.max_steps", "9"
+    )
+    assert "num_warmupp_steps" in fail(capsys, *words, f"{key}.num_warmupp_steps", "9")
+    assert "model.lr_scheduler is of both roles" in fail(capsys, *words, "--model.lr_scheduler", "ConstantLR")
