@@ -16,7 +16,7 @@ import textwrap
 import traceback
 import warnings
 from argparse import SUPPRESS
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lightning_dfd import evaluation
 from lightning_dfd.data import VideoDataModule
 from lightning_dfd.module import DistillationModule
+from lightning_dfd.schedules import takes_optimizer
 from lightning_dfd.trainer import DistillationTrainer
 
 OWN_COMMANDS = {
@@ -76,6 +77,12 @@ class OneLineParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         self.exit(2, f"lightning: error: {one_line(str(message), known_keys(self))}\n")
+
+    def add_function_arguments(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[str]:
+        """Of a schedule's function, all but the optimizer, which training gives it; see ScheduleFunction."""
+        if takes_optimizer(function):
+            kwargs |= {"skip": {*(kwargs.get("skip") or ()), "optimizer"}, "fail_untyped": False}
+        return super().add_function_arguments(function, *args, **kwargs)  # type: ignore[no-any-return]
 
 
 UNKNOWN_KEY = re.compile(r"(?:[Kk]ey|[Oo]ption) '([^']+)'|unrecognized arguments?: --([\w.+]+)")

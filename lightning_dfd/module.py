@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -42,11 +42,22 @@ from lightning_dfd.objectives.terms import (
     fake_loss,
     student_loss,
 )
-from lightning_dfd.optimizers import BadGradients, as_list, clip_parts, keep_settings, settings_of
+from lightning_dfd.optimizers import BadGradients, Groups, as_list, clip_parts, plain, settings_of
 from lightning_dfd.quantization import Quantization
 from lightning_dfd.resume import log_places, recipe_facts, refuse_other_recipe, rewind
 from lightning_dfd.roles import TRAINED, FullRoles, LoraRoles, Roles
 from lightning_dfd.sampler import Draw, sample
+from lightning_dfd.schedules import (
+    Schedule,
+    Watching,
+    build,
+    go_on,
+    plan_at,
+    ready,
+    refuse_unlogged,
+    takes_a_value,
+    trial,
+)
 from lightning_dfd.settings import (
     DataForcingSettings,
     DiversitySettings,
@@ -89,7 +100,9 @@ class DistillationModule(LightningModule):
         terms: further terms of the loss, by class path (docs/new_objective.md); null for none.
         student_optimizer: of the student.
         fake_optimizer: of the fake score, and of the discriminator.
-        lr_scheduler: of both, stepped with its optimizer; null for a constant rate.
+        lr_scheduler: of both rates, by iteration: a class, or a function of the optimizer; null for constant rates.
+        student_lr_scheduler: of the student's rate alone, instead of lr_scheduler.
+        fake_lr_scheduler: of the fake score's, and of the discriminator's.
         gradient_clip: largest norm of a role's gradient, and of the discriminator's.
         accumulate: batches per optimizer step.
         init_from: checkpoint whose student and fake score are the start (data forcing starts from DMD2's).
@@ -115,7 +128,9 @@ class DistillationModule(LightningModule):
         terms: list[Term] | None = None,
         student_optimizer: OptimizerCallable = ADAMW,
         fake_optimizer: OptimizerCallable = ADAMW,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler: Schedule | None = None,
+        student_lr_scheduler: Schedule | None = None,
+        fake_lr_scheduler: Schedule | None = None,
         gradient_clip: float = 10.0,
         accumulate: int = 1,
         init_from: str | None = None,
@@ -134,7 +149,14 @@ class DistillationModule(LightningModule):
         self.student, self.sampling, self.dmd = student, sampling, dmd
         self.data_forcing = data_forcing
         self.student_optimizer, self.fake_optimizer = student_optimizer, fake_optimizer
+        if lr_scheduler is not None and (student_lr_scheduler is not None or fake_lr_scheduler is not None):
+            raise ValueError(
+                "model.lr_scheduler is of both roles; set it to null, or leave out model.student_lr_scheduler and "
+                "model.fake_lr_scheduler"
+            )
         self.lr_scheduler = lr_scheduler
+        schedules = {"student": student_lr_scheduler or lr_scheduler, "fake": fake_lr_scheduler or lr_scheduler}
+        self.schedules = {role: schedule for role, schedule in schedules.items() if schedule is not None}
         self.gradient_clip, self.accumulate = gradient_clip, accumulate
         self.init_from, self.seed = init_from, seed
         self.roles: Roles | None = None
@@ -152,6 +174,12 @@ class DistillationModule(LightningModule):
         self.counts = {"student_steps": 0, "forced_steps": 0, "skipped_steps": 0}
         self._bad_gradients = BadGradients()
         self._recipe: dict[str, dict[str, Any]] = {}
+        self._settings: list[Groups] = []  # of the optimizers, before they had schedules
+        self._built: list[Groups] = []  # and after
+        self._optimizer_names: list[str] = []
+        self._watching: list[Watching] = []
+        self._followed: set[str] = set()
+        self._kept: dict[str, Any] | None = None  # what on_load_checkpoint leaves for on_train_start
         self._micro = 0  # batches since the last optimizer step
         self._latest: dict[str, Tensor | float] = {}
         self._clock: float | None = None
@@ -279,29 +307,79 @@ class DistillationModule(LightningModule):
             for name, module in self.term_modules.items():
                 parts[name], rate = list(module.parameters()), self._term_rates[name]
                 fake.append({"params": parts[name]} | ({} if rate is None else {"lr": rate}))
-        optimizers = [self.student_optimizer(parts["student"]), self.fake_optimizer(fake)]
-        schedulers = [self.lr_scheduler(optimizer) for optimizer in optimizers] if self.lr_scheduler else []
-        self._recipe_groups = settings_of(optimizers)
-        return optimizers, schedulers
+        makes = {"student": self.student_optimizer, "fake": self.fake_optimizer}
+        given = {"student": parts["student"], "fake": fake}
+        optimizers = [build(f"model.{role}_optimizer", makes[role], given[role]) for role in TRAINED]
+        self._settings = [settings_of(optimizer) for optimizer in optimizers]
+        schedulers: dict[str, Any] = {
+            role: build(self._schedule_key(role), self.schedules[role], ready(optimizer))
+            for role, optimizer in zip(TRAINED, optimizers, strict=True)
+            if role in self.schedules
+        }
+        self._built = [settings_of(optimizer) for optimizer in optimizers]
+        self._watching = [scheduler for scheduler in schedulers.values() if takes_a_value(scheduler)]
+        named: Any = [
+            {"scheduler": made, "interval": "step", "name": f"lr-{role}"} for role, made in schedulers.items()
+        ]
+        return optimizers, named
+
+    def _schedule_key(self, role: str) -> str:
+        return "model.lr_scheduler" if self.lr_scheduler is not None else f"model.{role}_lr_scheduler"
+
+    def _try_optimizers(self) -> list[str]:
+        """The optimizers' names; raises ValueError where they or their schedules do not fit the run."""
+        rates = [term.learning_rate() for term in self.terms if type(term).build is not Term.build]
+        heads = [{} if rate is None else {"lr": rate} for rate in rates]
+        groups: dict[str, list[dict[str, Any]]] = {"student": [], "fake": [{}, *heads] if heads else []}
+        makes = {"student": self.student_optimizer, "fake": self.fake_optimizer}
+        return [
+            trial(
+                role, f"model.{role}_optimizer", makes[role], groups[role], self._schedule_key(role),
+                self.schedules.get(role), self.trainer.max_steps,
+            )
+            for role in TRAINED
+        ]  # fmt: skip
 
     def on_fit_start(self) -> None:
         if self.backbone.offload:
             self.network.offload_teacher(self.device)
 
     def on_train_start(self) -> None:
-        """A restored optimizer brings its old settings along; those of the recipe and command line win."""
+        """A restored optimizer brings its old settings along; the recipe's and the command line's win."""
         optimizers = as_list(self.optimizers(use_pl_optimizer=False))
-        keep_settings(optimizers, as_list(self.lr_schedulers()), self._recipe_groups)
+        if self._kept is not None:
+            self._go_on(optimizers, **self._kept)
+            self._kept = None
+        for scheduler in self._watching:
+            if scheduler.monitor.startswith("val/"):  # measured at the start, or restored, by a callback
+                refuse_unlogged(scheduler, self._followed | set(self.trainer.callback_metrics))
+        for optimizer in optimizers:
+            if callable(getattr(optimizer, "train", None)):  # schedule-free ones; they stay in it, see docs/recipes.md
+                optimizer.train()
+
+    def _go_on(
+        self, optimizers: Sequence[torch.optim.Optimizer], plans: Sequence[Any] | None, schedules: Sequence[Any]
+    ) -> None:
+        by_optimizer = {id(scheduler.optimizer): scheduler for scheduler in as_list(self.lr_schedulers())}
+        kept = iter(schedules)
+        plans = plans or [None] * len(optimizers)
+        for role, optimizer, built, plan in zip(TRAINED, optimizers, self._built, plans, strict=True):
+            state = next(kept) if plan is not None and plan["schedule"] is not None else None
+            go_on(role, optimizer, by_optimizer.get(id(optimizer)), built, plan, state, self.trainer.global_step)
 
     def _step_optimizer(self) -> None:
         self._micro = 0
-        index = TRAINED.index("student" if self.student_turn else "fake")
         is_student = self.student_turn
-        optimizer = as_list(self.optimizers())[index]
+        optimizers = as_list(self.optimizers())
+        for role, each in zip(TRAINED, optimizers, strict=True):
+            if each.param_groups[0].get("lr") is not None:  # some choose it in each step
+                self._latest[f"train/{role}_lr"] = float(each.param_groups[0]["lr"])
+        optimizer = optimizers[TRAINED.index("student" if is_student else "fake")]
         optimizer.step()
         optimizer.zero_grad()
-        if self.lr_scheduler:
-            as_list(self.lr_schedulers())[index].step()
+        for scheduler in as_list(self.lr_schedulers()):  # of both, so that they count iterations
+            if scheduler not in self._watching:
+                scheduler.step()
         if is_student and self.student.ema_decay is not None:
             self.network.update_average(self.student.ema_decay)
 
@@ -338,6 +416,19 @@ class DistillationModule(LightningModule):
             values = {name: float(value) for name, value in self._latest.items()}
             for logger in self.loggers:
                 logger.log_metrics(values, step=self.trainer.global_step)
+            self.follow(values)
+            if self.trainer.global_step >= self.dmd.student_update_freq:  # both roles have had a turn
+                for scheduler in self._watching:
+                    if scheduler.monitor.startswith("train/"):
+                        refuse_unlogged(scheduler, values)
+
+    def follow(self, values: Mapping[str, float]) -> None:
+        """Show the schedules that watch a value, as ReduceLROnPlateau, what was logged just now; on all processes."""
+        self._followed |= values.keys()
+        for scheduler in self._watching:
+            if scheduler.monitor in values:
+                value = torch.tensor(values[scheduler.monitor], dtype=torch.float64)
+                scheduler.step(float(self.trainer.strategy.reduce(value, reduce_op="mean")))
 
     # ---- validation ---------------------------------------------------------------------------------------
 
@@ -411,6 +502,7 @@ class DistillationModule(LightningModule):
             self.datamodule.require_teacher(self.backbone.identity())
         if stage == "fit":
             self._recipe = recipe_facts(self)
+            self._optimizer_names = self._try_optimizers()
             data = self.datamodule
             cached, sizes = data is not None and data.cache is not None, 1 if data is None else len(data.sizes)
             if sizes > 1 and self.backbone.takes_image:
@@ -491,7 +583,15 @@ class DistillationModule(LightningModule):
         rewind(checkpoint["loops"], self._micro)
         owned = self.owned_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in owned}
+        if "lr_schedulers" in checkpoint:  # it is not of weights alone
+            checkpoint["lr_schedulers"] = [plain(state) for state in checkpoint["lr_schedulers"]]
+            for state in checkpoint["optimizer_states"]:
+                state["param_groups"] = [plain(group) for group in state["param_groups"]]
         checkpoint[OURS] = {
+            "plans": [
+                plan_at(optimizer, settings, self.schedules.get(role), checkpoint["global_step"])
+                for role, optimizer, settings in zip(TRAINED, self.trainer.optimizers, self._settings, strict=False)
+            ],
             "counts": dict(self.counts),
             "latest": {name: float(value) for name, value in self._latest.items() if name != SPEED},
             "recipe": self._recipe,
@@ -508,6 +608,22 @@ class DistillationModule(LightningModule):
         if self.trainer.state.fn == "fit" and "recipe" in ours:
             refuse_other_recipe(self._recipe, ours["recipe"])
         refuse_misfit(self.owned_keys(), set(checkpoint["state_dict"]))
+        if self.trainer.state.fn == "fit":
+            if "lr_schedulers" not in checkpoint:
+                raise ValueError(
+                    "the checkpoint holds weights alone (save_weights_only), so no run can go on from it; begin a new "
+                    "one with them by model.init_from"
+                )
+            plans = ours.get("plans")
+            for role, own, plan in zip(TRAINED, self._optimizer_names, plans or [], strict=bool(plans)):
+                if own != plan["optimizer"]:
+                    raise ValueError(
+                        f"model.{role}_optimizer is {own}, and the checkpoint's is {plan['optimizer']}; resume with "
+                        "that, or begin a new run with the checkpoint's weights by model.init_from"
+                    )
+            # Lightning would give the schedules all that the checkpoint holds, the old recipe's settings included.
+            self._kept = {"plans": plans, "schedules": checkpoint["lr_schedulers"]}
+            checkpoint["lr_schedulers"] = []
         self.counts |= ours["counts"]
         self._latest = dict(ours.get("latest", {}))
 

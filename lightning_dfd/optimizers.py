@@ -1,10 +1,13 @@
-"""What Lightning leaves to whoever steps several optimizers by hand: settings on resume, clipping, bad gradients."""
+"""What Lightning leaves to whoever steps several optimizers by hand: settings and state on resume, clipping, bad
+gradients."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -12,30 +15,90 @@ from torch.optim import Optimizer
 from lightning_dfd.sharding import whole
 
 Groups = list[dict[str, Any]]
+MISSING, DROPPED = object(), object()
 MAX_SKIPPED = 10  # updates in a row of one optimizer that may be left out before the run ends
 
 
-def settings_of(optimizers: Sequence[Optimizer]) -> list[Groups]:
-    """The settings of each optimizer's groups, without their parameters."""
-    return [
-        [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-        for optimizer in optimizers
-    ]
+def settings_of(optimizer: Optimizer) -> Groups:
+    """The settings of an optimizer's groups, without their parameters."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
-def keep_settings(optimizers: Sequence[Optimizer], schedulers: Sequence[Any], recipe: Sequence[Groups]) -> None:
-    """Give restored optimizers the recipe's settings back, their learning rates at the schedule's present height.
+def set_groups(optimizer: Optimizer, settings: Groups) -> None:
+    """Give an optimizer's groups these settings and no others."""
+    for group, new in zip(optimizer.param_groups, settings, strict=True):
+        parameters = group["params"]
+        group.clear()
+        group.update(new, params=parameters)
+
+
+# ---- what a recipe sets, and what training makes of it ---------------------------------------------------------
+
+
+def merged(before: Any, now: Any, kept: Any) -> Any:
+    """What this recipe sets, with what training has changed: a three-way merge.
 
     Args:
-        schedulers: one for each optimizer, or none.
-        recipe: `settings_of` the optimizers when they were new.
+        before: what the recipe of the checkpoint's run had set.
+        now: what this run's recipe sets.
+        kept: what the checkpoint holds. Where that is no longer `before`, training has changed it, and it stays.
     """
-    for index, (optimizer, fresh_groups) in enumerate(zip(optimizers, recipe, strict=True)):
-        for group, fresh in zip(optimizer.param_groups, fresh_groups, strict=True):
-            scale = fresh.get("initial_lr", fresh["lr"]) / group.get("initial_lr", group["lr"])
-            group.update(fresh, lr=group["lr"] * scale)
-        if schedulers:
-            schedulers[index].base_lrs = [group["initial_lr"] for group in fresh_groups]
+    sides = (before, now, kept)
+    if type(before) is type(now) is type(kept) is dict:
+        keys = dict.fromkeys([*now, *kept])
+        content = {key: merged(*(side.get(key, MISSING) for side in sides)) for key in keys}
+        return {key: value for key, value in content.items() if value is not MISSING}
+    if all(isinstance(side, list) and len(side) == len(now) and dict in map(type, side) for side in sides):
+        return [merged(*items) for items in zip(*sides, strict=True)]
+    return now if same(before, kept) else kept
+
+
+def merged_group(before: Mapping[str, Any], now: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """`merged` for a group of an optimizer. A rate that both the recipe and training have changed (by
+    ReduceLROnPlateau, say) keeps its ratio to what the recipe sets."""
+    group: dict[str, Any] = merged(dict(before), dict(now), dict(kept))
+    old, new, rate = (side.get("lr") for side in (before, now, kept))
+    if old and new is not None and rate is not None and not same(old, new) and not same(old, rate):
+        group["lr"] = rate * new / old
+    return group
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two settings are equal, tensors and nan included."""
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one.cpu(), other.cpu())
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one is other or one == other or (one != one and other != other))
+
+
+def plain(value: Any) -> Any:
+    """A copy of a setting as data that a checkpoint may hold; DROPPED for what only code can make, as a function.
+
+    Of a mapping, entries that would be dropped are left out.
+    """
+    kinds: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
+    for kind in kinds:
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Counter):
+        return Counter({key: plain(count) for key, count in value.items()})
+    if isinstance(value, Mapping):
+        content = {key: plain(item) for key, item in value.items()}
+        return {key: item for key, item in content.items() if item is not DROPPED}
+    if type(value) in (list, tuple, set):
+        items = [plain(item) for item in value]
+        return DROPPED if any(item is DROPPED for item in items) else type(value)(items)
+    return value if value is None or isinstance(value, (torch.dtype, torch.device, torch.Size)) else DROPPED
+
+
+# ---- the step --------------------------------------------------------------------------------------------------
 
 
 def clip_parts(optimizer: Optimizer, parts: Mapping[str, Sequence[nn.Parameter]], largest: float) -> dict[str, Tensor]:

@@ -251,7 +251,7 @@ def test_every_key_is_described(keys: dict[str, set[str]]) -> None:
     text = page_named("recipes.md").read_text(encoding="utf-8")
     groups = {key.rpartition(".")[0] for key in keys["fit"]}
     own = {key for key in keys["fit"] - groups if key.startswith(("model.", "data.")) and not key.endswith(".help")}
-    classes = {"model.student_optimizer", "model.fake_optimizer", "model.lr_scheduler"}
+    classes = {"model.student_optimizer", "model.fake_optimizer", "model.lr_scheduler", "model.student_lr_scheduler"}
     assert len(own) > 20
     assert sorted(key for key in own | classes if f"`{key}`" not in text) == []
 

@@ -25,6 +25,7 @@ GROUND_FIRST = [
     "metrics",
     "settings",
     "optimizers",
+    "schedules",
     "loggers",
     "checkpoints",
     "resume",

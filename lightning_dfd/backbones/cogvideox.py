@@ -23,12 +23,6 @@ class CogVideoXBackbone(Backbone):
 
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
-    @property
-    def text_length_is_fixed(self) -> bool:  # type: ignore[override]
-        """Whether text tokens have positions of a table, as in the 2B and the 5B I2V: then no other number fits."""
-        config = self.transformer_config
-        return not config["use_rotary_positional_embeddings"] or config.get("use_learned_positional_embeddings", False)
-
     def text_length(self) -> int:
         return int(self.transformer_config["max_text_seq_length"])
 

@@ -173,6 +173,7 @@ class VideoEvaluation(Callback):
         logged |= {f"val/{name}": value for name, value in relative_to_teacher(values, self._teacher_values).items()}
         for logger in trainer.loggers:
             logger.log_metrics(logged, step=self._done)
+        module.follow(logged)
         self._logged = logged
         return logged
 
