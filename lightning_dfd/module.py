@@ -47,7 +47,7 @@ from lightning_dfd.objectives import (
 )
 from lightning_dfd.optimizers import BadGradients, as_list, clip_parts, keep_settings, settings_of
 from lightning_dfd.quantization import Quantization
-from lightning_dfd.resume import log_places, recipe_facts, refuse_other_recipe, rewind
+from lightning_dfd.resume import log_places, log_runs, recipe_facts, refuse_other_recipe, rewind
 from lightning_dfd.roles import TRAINED, FullRoles, LoraRoles, Roles
 from lightning_dfd.sampler import Draw, roll_to, sample
 from lightning_dfd.settings import (
@@ -347,6 +347,9 @@ class DistillationModule(LightningModule):
         optimizers = as_list(self.optimizers(use_pl_optimizer=False))
         keep_settings(optimizers, as_list(self.lr_schedulers()), self._recipe_groups)
 
+    def on_validation_model_zero_grad(self) -> None:
+        """Keep what an iteration has gathered; Lightning drops gradients before a validation, and counts batches."""
+
     def _step_optimizer(self) -> None:
         self._micro = 0
         index = TRAINED.index("student" if self.student_turn else "fake")
@@ -564,6 +567,7 @@ class DistillationModule(LightningModule):
             "latest": {name: float(value) for name, value in self._latest.items() if name != SPEED},
             "recipe": self._recipe,
             "logs": log_places(self.loggers),
+            "runs": log_runs(self.loggers),
             "facts": {
                 "Data": "not stated" if self.datamodule is None else self.datamodule.summary,
                 "Iterations": str(checkpoint["global_step"]),
