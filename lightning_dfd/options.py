@@ -86,6 +86,8 @@ def check_options(options: Mapping[str, Any]) -> None:
             f"trainer.precision is {precision}; what is trained stays float32, so take bf16-mixed, 16-mixed or 32-true "
             "(model.dtype is the precision of the frozen weights)"
         )
+    if options.get("profiler") == "xla":
+        raise ValueError("trainer.profiler is xla, which is for TPUs; take simple, advanced or pytorch")
     strategy = options.get("strategy", "auto")
     unusable = isinstance(strategy, str) and strategy.lower().startswith(("fsdp", "deepspeed", "xla", "single_xla"))
     if unusable and strategy.lower() != "fsdp2":
@@ -144,7 +146,9 @@ def check_plugins(trainer: Any) -> None:
         raise ValueError(f"trainer.plugins has {type(precision).__name__}; set trainer.precision: bf16-mixed instead")
 
 
-def prepare_for_stream(trainer: Any, module: Any, data: VideoDataModule, options: Mapping[str, Any], start: int) -> None:
+def prepare_for_stream(
+    trainer: Any, module: Any, data: VideoDataModule, options: Mapping[str, Any], start: int
+) -> None:
     """Set what Lightning counts in batches so that it counts iterations.
 
     Args:
