@@ -161,6 +161,7 @@ def prepare_for_stream(
         ValueError: an option speaks of epochs, or nothing would end the run.
     """
     refuse(options, REFUSED_ON_STREAM)
+    trainer.fit_loop.min_epochs = 0  # with min_steps Lightning would wait for the end of an epoch as well
     if not data.val_share:
         trainer.num_sanity_val_steps = 0
     if trainer.fast_dev_run:  # as many iterations as were asked for, or a turn of every role
