@@ -16,28 +16,33 @@ PARTS = ("seed_everything", "trainer", "model", "data")  # of a recipe; the rest
 
 
 class RecipeRecord(SaveConfigCallback):
-    """Writes config.yaml beside the checkpoints and in the log's folder, and the recipe to every logger.
+    """Gives the recipe to every logger, and writes it as config.yaml beside the checkpoints and in the log's folder.
 
-    When training begins, and not before: a run that is refused must not change the record of the one in its folder.
+    When a checkpoint to go on from has been accepted, and not before: a run that is refused must not change the record
+    of the one in its folder.
     """
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Lightning's way, which writes too early, and fails for loggers without a folder."""
 
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.is_global_zero or not trainer.enable_autolog_hparams:
+            return
+        for logger in trainer.loggers:  # before Lightning first saves them, as TensorBoard's file is written once
+            with surviving(logger):
+                logger.log_hyperparams(self._recipe())
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         folders = {getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks} | {trainer.log_dir}
         if not trainer.is_global_zero:  # log_dir is a collective operation
             return
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        recipe = {part: config[part] for part in PARTS if part in config}
         for folder in folders:
             if folder is not None and "://" not in str(folder):
-                _write(recipe, Path(folder) / self.config_filename)
-        if trainer.enable_autolog_hparams:
-            for logger in trainer.loggers:
-                with surviving(logger):
-                    logger.log_hyperparams(recipe)
-                    logger.save()
+                _write(self._recipe(), Path(folder) / self.config_filename)
+
+    def _recipe(self) -> dict[str, Any]:
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        return {part: config[part] for part in PARTS if part in config}
 
 
 def _write(recipe: dict[str, Any], path: Path) -> None:
