@@ -517,7 +517,7 @@ class DistillationModule(LightningModule):
         if self.backbone.quantization is not None or (self.backbone.offload and self.student.mode == "full"):
             raise ValueError(
                 "trainer.strategy fsdp2 shards neither quantized weights nor a teacher that waits on the CPU; set "
-                "model.quantization: null and model.offload: false, or take ddp_find_unused_parameters_true"
+                "model.quantization: null and model.offload: false, or take trainer.strategy: auto"
             )
         self.network.shard(mesh)
         if self.discriminator is not None:  # small, so every process keeps it
