@@ -415,7 +415,25 @@ class DistillationModule(LightningModule):
             for step in self.sampling.steps:
                 t = real.new_full((len(real),), step, dtype=torch.float64)
                 gaps.append(paired_gap(real, self.x0(role, self.schedule.add_noise(real, eps, t), t, cond)))
-            self.log(f"{stage}/{name}_x0_error", torch.stack(gaps).mean(), batch_size=len(real), sync_dist=True)
+            mean = torch.stack(gaps).mean()
+            self.log(f"{stage}/{name}_x0_error", mean, batch_size=len(real), sync_dist=True, logger=False)
+
+    def on_validation_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            self._log_errors("val")
+
+    def on_test_end(self) -> None:
+        self._log_errors("test")
+
+    def _log_errors(self, stage: str) -> None:
+        """By iteration; Lightning's own logging counts batches."""
+        values = {
+            name: float(value)
+            for name, value in self.trainer.callback_metrics.items()
+            if name.startswith(f"{stage}/") and name.endswith("_x0_error")
+        }
+        for logger in self.loggers if values else ():
+            logger.log_metrics(values, step=self.trainer.global_step)
 
     # ---- sampling -----------------------------------------------------------------------------------------
 

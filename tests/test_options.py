@@ -162,6 +162,7 @@ def test_the_others_work_together(fit: Fit, tmp_path: Path, capsys: pytest.Captu
     assert trainer.num_val_batches == [1]
     rows, _ = read_rows(Path(logger.log_dir) / "metrics.csv")
     assert {int(row["step"]) for row in rows} == {1, 2, 3}
+    assert [int(row["step"]) for row in rows if row["val/student_x0_error"]] == [2, 3]
     assert profiler.recorded_durations["run_training_batch"]
     assert len(profiler.recorded_durations["run_training_batch"]) == 6
     assert (Path(logger.log_dir) / "checkpoints" / "last.ckpt").is_file()

@@ -26,8 +26,10 @@ class StopEarly(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._looked = trainer.global_step
-        self._seen = {**_evaluated(trainer), **self._seen}  # what was measured before the first iteration
+        evaluated = _evaluated(trainer)
         for stopper in self._ours(trainer):
+            if stopper.monitor in evaluated:  # what was measured before the first iteration does not count
+                self._seen.setdefault(stopper.monitor, evaluated[stopper.monitor])
             stopper._should_skip_check = _always  # type: ignore[method-assign]
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
@@ -50,7 +52,8 @@ class StopEarly(Callback):
                 self._look(trainer, stopper)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seen": {name: token if isinstance(token, int) else float(token) for name, token in self._seen.items()}}
+        seen = {name: token if isinstance(token, int) else float(token) for name, token in self._seen.items()}
+        return {"seen": seen} if seen else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seen = dict(state_dict["seen"])
