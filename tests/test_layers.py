@@ -30,6 +30,7 @@ GROUND_FIRST = [
     "checkpoints",
     "resume",
     "strategies",
+    "options",
     "module",
     "plan",
     "pictures",
