@@ -5,6 +5,7 @@ They are plain dataclasses, so that the command line, a recipe and Python code s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -39,6 +40,10 @@ class StudentSettings:
 
     def __post_init__(self) -> None:
         _require(self.rank > 0, "model.student.rank", self.rank, "above 0")
+        above = self.alpha is None or self.alpha > 0
+        _require(above, "model.student.alpha", self.alpha, "above 0, or null for alpha = rank")
+        named = self.targets is None or (bool(self.targets) and all(self.targets))
+        _require(named, "model.student.targets", self.targets, "names of linear layers, or null for the backbone's")
         decay = self.ema_decay
         _require(decay is None or 0 < decay < 1, "model.student.ema_decay", decay, "between 0 and 1, or null")
 
@@ -195,6 +200,16 @@ class DiversitySettings:
         _require(len(sampling.steps) > 1, "model.sampling.steps", sampling.steps, f"two times or more {why}")
 
 
-def _require(holds: bool, key: str, value: float | str | Sequence[float] | None, allowed: str) -> None:
-    if not holds:
+def _require(holds: bool, key: str, value: float | str | Sequence[float | str] | None, allowed: str) -> None:
+    """Raise ValueError unless the value is allowed; infinite numbers never are."""
+    numbers = value if isinstance(value, (list, tuple)) else [value]
+    finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
+    if not (holds and finite):
         raise ValueError(f"{key} is {value}; it must be {allowed}")
+
+
+def check_counts(gradient_clip: float, accumulate: int, seed: int) -> None:
+    """Raise ValueError for what DistillationModule cannot train with."""
+    _require(gradient_clip > 0, "model.gradient_clip", gradient_clip, "above 0; a large number, as 1e9, clips nothing")
+    _require(accumulate > 0, "model.accumulate", accumulate, "at least 1 batch")
+    _require(0 <= seed < 2**63, "model.seed", seed, "between 0 and 2^63 - 1")
