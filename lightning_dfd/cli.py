@@ -208,6 +208,13 @@ def did_you_mean(wrong: str, keys: Sequence[str]) -> str:
 class DistillationCLI(LightningCLI):
     """LightningCLI with this package's trainer, and without what makes a checkpoint overrule the command line."""
 
+    def __init__(self, *args: Any, recipes: Sequence[str] = (), **kwargs: Any) -> None:
+        self.recipes = list(recipes)
+        super().__init__(*args, **kwargs)
+
+    def before_sample(self) -> None:
+        self.trainer.recipes = self.recipes  # type: ignore[attr-defined]
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         own = {name: {"model", "datamodule"} for name in ("plan", "cache", "sample", "export")}
@@ -310,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if words[0] == "evaluate":  # needs no model, and so none of LightningCLI
             evaluation.main(expand_inherited(words)[1:], OneLineParser)
         else:
-            run(expand_inherited(words))
+            run(expand_inherited(words), split_recipes(words)[1])
     except BrokenPipeError:  # the reader of our output, a pager say, has had enough
         sys.exit(1)
     except Exception as error:
@@ -333,8 +340,12 @@ def command_first(words: Sequence[str]) -> list[str]:
     return [*words[place : place + 1], *words[:place], *words[place + 1 :]]
 
 
-def run(arguments: list[str]) -> DistillationCLI:
-    """LightningCLI on these arguments, with `${...}` resolved over all recipes and overrides together."""
+def run(arguments: list[str], recipes: Sequence[str] = ()) -> DistillationCLI:
+    """LightningCLI on these arguments, with `${...}` resolved over all recipes and overrides together.
+
+    Args:
+        recipes: as the user named them, for records of what was run.
+    """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     for harmless in HARMLESS:
         warnings.filterwarnings("ignore", message=harmless)
@@ -347,6 +358,7 @@ def run(arguments: list[str]) -> DistillationCLI:
         save_config_kwargs={"overwrite": True},
         auto_configure_optimizers=False,
         seed_everything_default=0,
+        recipes=recipes,
         args=arguments,
     )
 

@@ -210,6 +210,6 @@ def _require(holds: bool, key: str, value: float | str | Sequence[float | str] |
 
 def check_counts(gradient_clip: float, accumulate: int, seed: int) -> None:
     """Raise ValueError for what DistillationModule cannot train with."""
-    _require(gradient_clip > 0, "model.gradient_clip", gradient_clip, "above 0; a large number, as 1e9, clips nothing")
+    _require(gradient_clip > 0, "model.gradient_clip", str(gradient_clip), "above 0; .inf clips nothing")
     _require(accumulate > 0, "model.accumulate", accumulate, "at least 1 batch")
     _require(0 <= seed < 2**63, "model.seed", seed, "between 0 and 2^63 - 1")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,18 +12,24 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from PIL import Image
-from torch import Tensor
-from tqdm import tqdm
 
 from lightning_dfd.checkpoints import OURS, CheckpointFiles, read_checkpoint
-from lightning_dfd.data import Process, VideoDataModule, list_clips, write_cache, write_video
-from lightning_dfd.export import ExportFormat, ExportReport, export_student
-from lightning_dfd.generation import TEACHER_STEPS, Request, condition, generate_latents, requests_for
+from lightning_dfd.data import Process, VideoDataModule, list_clips, write_cache
+from lightning_dfd.export import ExportFormat, ExportReport, check_export, export_student
+from lightning_dfd.generation import requests_for
 from lightning_dfd.module import DistillationModule
-from lightning_dfd.pictures import contact_sheet, enlarge, to_frames, video_grid
 from lightning_dfd.plan import Setup, advise, as_json, as_text, estimate
 from lightning_dfd.resume import LeaveInTime, continue_logs, newest_checkpoint
+from lightning_dfd.sampling import (
+    check_role,
+    first_captions,
+    record_of,
+    require_images,
+    sampled,
+    usable_output,
+    wanted,
+    write_samples,
+)
 from lightning_dfd.types import Role
 
 FAILED_SAVES = 3  # iterations in a row whose checkpoints may fail to be written
@@ -37,11 +40,13 @@ class DistillationTrainer(Trainer):
 
     Attributes:
         saved_step: iteration of the last checkpoint that was written and can be resumed from; None before the first.
+        recipes: those named on the command line, for records of what was run.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.saved_step: int | None = None
+        self.recipes: list[str] = []
         self._files = CheckpointFiles()
         if type(getattr(self.strategy, "_checkpoint_io", None)) in (type(None), TorchCheckpointIO):
             # not in place of a recipe's own, nor in strategies that write shards by themselves
@@ -130,6 +135,7 @@ class DistillationTrainer(Trainer):
         """On every process."""
         self.strategy.connect(model)
         self.strategy.setup_environment()
+        _require_count(encode_batch_size, "encode_batch_size")
         if datamodule.folder is None or datamodule.cache is None:
             raise ValueError("cache needs data.folder (videos to read) and data.cache (the folder to write)")
         model.backbone.to(self.strategy.root_device)
@@ -161,18 +167,20 @@ class DistillationTrainer(Trainer):
         model: DistillationModule,
         datamodule: VideoDataModule,
         output: str,
-        prompts: list[str] | None = None,
-        seeds: list[int] | None = None,
-        images: list[str] | None = None,
+        prompts: list[str] | str | None = None,
+        prompts_file: str | None = None,
+        seeds: list[int] | int | None = None,
+        images: list[str] | str | None = None,
         role: Role | None = None,
         ckpt_path: str | None = None,
         batch_size: int = 8,
     ) -> None:
-        """Make videos with the student or the teacher, as mp4 files, a playing grid and a contact sheet.
+        """Make videos with the student or the teacher: mp4 files as they come, then a playing grid and a contact sheet.
 
         Args:
-            output: folder to write to.
-            prompts: what to show; null for the first 8 captions of the data.
+            output: folder to write to; videos that an earlier call wrote there are removed, other files are kept.
+            prompts: what to show: one text, or a list; null for the first 8 captions of the data.
+            prompts_file: in place of prompts: a file with one to a line, or a .jsonl with `text`.
             seeds: one video of every prompt for each; null for 0 and 1.
             images: image-to-video only: one file for each prompt, with whose first frame its videos begin; null for
                 the data's clips.
@@ -180,40 +188,23 @@ class DistillationTrainer(Trainer):
             ckpt_path: of a checkpoint, or `last`; null for the student as training would start it, or for the teacher.
             batch_size: videos sampled together.
         """
+        _require_count(batch_size, "batch_size")
+        asked = wanted(prompts, prompts_file, seeds, images)
+        check_role(model, role, asked.images, datamodule.size)
+        folder = usable_output(output)
         if role == "teacher":
             model.init_from = None
-        self._load(model, ckpt_path)
-        role = role or model.best_student
-        if images is not None and (not model.backbone.takes_image or len(images) != len(prompts or ())):
-            raise ValueError(
-                f"got {len(images)} images for {len(prompts or ())} prompts and a {type(model.backbone).__name__}; "
-                "give one for each prompt, and only to an image-to-video teacher"
-            )
-        if prompts is None or (model.backbone.takes_image and images is None):
+        needs_data = asked.prompts is None or (model.backbone.takes_image and asked.images is None)
+        if needs_data:
             datamodule.setup("fit")
-        prompts, seeds = prompts or _first_captions(datamodule, 8), seeds or [0, 1]
-        requests = requests_for(prompts, seeds, None if images is None else [Path(image) for image in images])
-        calls = len(model.sampling.steps)
-        if role == "teacher":
-            shape = model.backbone.latent_shape(datamodule.size)
-            calls = len(model.backbone.teacher_times(TEACHER_STEPS, shape)) * (1 + (model.dmd.guidance != 1))
-        frames, seconds = [], 0.0
-        for start in tqdm(range(0, len(requests), batch_size), desc=f"sampling {role}", unit="batch"):
-            chunk = requests[start : start + batch_size]
-            cond = condition(model.backbone, chunk, datamodule.size, datamodule if model.backbone.takes_image else None)
-            began = time.perf_counter()
-            latents = generate_latents(model, role, chunk, cond, datamodule.size)
-            if latents.is_cuda:
-                torch.cuda.synchronize()
-            seconds += time.perf_counter() - began
-            frames.append(to_frames(model.backbone.decode_latents(latents)))
-        facts = {
-            "role": role,
-            "network_calls_per_video": calls,
-            "sampling_seconds_per_video": seconds / len(requests),
-        }
-        _write_samples(Path(output), torch.cat(frames), requests, facts, datamodule.fps or 8.0)
-        rank_zero_info(f"{len(requests)} videos of the {role} are in {output}")
+        requests = requests_for(asked.prompts or first_captions(datamodule), asked.seeds, asked.images)
+        require_images(model, requests, datamodule)
+        self._load(model, ckpt_path)
+        role, fps = role or model.best_student, datamodule.fps or 8.0
+        record = record_of(model, role, requests, datamodule, fps) | {"recipes": self.recipes} | model.loaded_from
+        videos = sampled(model, role, requests, datamodule, batch_size, record)
+        write_samples(folder, videos, requests, record, fps)
+        rank_zero_info(f"{len(requests)} videos of the {role} are in {folder}")
 
     def export(
         self,
@@ -230,6 +221,7 @@ class DistillationTrainer(Trainer):
             ckpt_path: of a checkpoint, or `last` for the newest whole one of the recipe's run.
             format: pipeline, or lora for `load_lora_weights`.
         """
+        check_export(model, output, format)
         model.backbone.quantization = None  # what is exported is merged into the teacher as it was published
         facts = self._load(model, ckpt_path)
         report = export_student(model, output, datamodule.size, format, facts)
@@ -248,6 +240,7 @@ class DistillationTrainer(Trainer):
             ckpt_path = str(found)
         if ckpt_path is not None:
             model.init_from = None
+            model.open_checkpoint(ckpt_path, "ckpt_path")  # refused before anything is loaded
         model.configure_model()
         facts = {} if ckpt_path is None else model.load_weights(ckpt_path)
         model.to(self.strategy.root_device)
@@ -255,23 +248,6 @@ class DistillationTrainer(Trainer):
         return facts
 
 
-def _first_captions(datamodule: VideoDataModule, count: int) -> list[str]:
-    return list(dict.fromkeys(clip.caption for clip in datamodule.clips))[:count]
-
-
-def _write_samples(
-    folder: Path, frames: Tensor, requests: Sequence[Request], facts: Mapping[str, Any], fps: float
-) -> None:
-    """Videos with a metadata.jsonl, so that the folder can be evaluated like any other; a grid's row is a prompt."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for number, (video, request) in enumerate(zip(frames, requests, strict=True)):
-        name = f"{number:04d}.mp4"
-        write_video(folder / name, video, fps)
-        lines.append(json.dumps({"file_name": name, "text": request.prompt, "seed": request.seed}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (folder / "samples.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
-    large = enlarge(frames)
-    seeds = len({request.seed for request in requests})
-    write_video(folder / "grid.mp4", video_grid(large, seeds), fps)
-    Image.fromarray(contact_sheet(large).numpy()).save(folder / "contact.png")
+def _require_count(value: int, name: str) -> None:
+    if value < 1:
+        raise ValueError(f"{name} is {value}; it must be at least 1")

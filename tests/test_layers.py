@@ -36,6 +36,7 @@ GROUND_FIRST = [
     "generation",
     "callbacks",
     "export",
+    "sampling",
     "trainer",
     "evaluation",
     "cli",
