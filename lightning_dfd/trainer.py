@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -114,11 +116,17 @@ class DistillationTrainer(Trainer):
             device: whose rules of mixed precision and of optimizers count; it need not be here.
             json: print JSON, with sizes in bytes, and not a table.
         """
+        if memory is not None and not 0 < memory < math.inf:
+            raise ValueError(f"memory is {memory}; it must be a number of GiB above 0")
         cached = datamodule.cache is not None
         setup = Setup(model, datamodule.size, datamodule.batch_size, cached, str(self.precision), device)
-        found = estimate(setup)
+
+        def tell(step: str) -> None:  # not to stdout, where JSON may be expected
+            print(f"planning: {step}", file=sys.stderr, flush=True)
+
+        found = estimate(setup, tell)
         limit = None if memory is None else memory * 2**30
-        advice = [] if limit is None else advise(setup, found, limit)
+        advice = [] if limit is None else advise(setup, found, limit, tell)
         print((as_json if json else as_text)(setup, found, limit, advice))
 
     def cache(self, model: DistillationModule, datamodule: VideoDataModule, encode_batch_size: int = 1) -> None:
