@@ -234,16 +234,17 @@ def record_of(
         "fps": fps,
     }
     if role != "teacher":
-        steps = list(model.sampling.steps)
-        return record | {
-            "steps": steps, "kind": model.sampling.kind, "guidance": 1.0, "network_calls_per_video": len(steps)
-        }  # fmt: skip
-    times = list(backbone.teacher_times(TEACHER_STEPS, backbone.latent_shape(data.size)))
-    calls = len(times) * (1 + (guidance != 1))
+        times, kind, guidance = tuple(model.sampling.steps), str(model.sampling.kind), 1.0
+    else:
+        times, kind = backbone.teacher_times(TEACHER_STEPS, backbone.latent_shape(data.size)), "ode"
+        record["negative_prompt"] = model.dmd.negative_prompt
     return record | {
-        "steps": times, "kind": "ode", "guidance": guidance, "negative_prompt": model.dmd.negative_prompt,
-        "network_calls_per_video": calls,
-    }  # fmt: skip
+        "steps": len(times),
+        "times": [round(time, 5) for time in times],
+        "kind": kind,
+        "guidance": guidance,
+        "network_calls_per_video": len(times) * (1 + (guidance != 1)),
+    }
 
 
 def sampled(
