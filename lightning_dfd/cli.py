@@ -117,7 +117,7 @@ def one_line(message: str, keys: Sequence[str]) -> str:
         line = f"Expected one of {subtypes[-1]}. {line}"
     for noise, plain in NOISE:
         line = re.sub(noise, plain, line)
-    if key not in line:
+    if key not in re.split(r"(?:Got|Given) value", line)[0]:
         line = f"{key}: {line}"
     unknown = UNKNOWN_KEY.search(line)
     if unknown:
