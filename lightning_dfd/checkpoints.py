@@ -81,11 +81,11 @@ def _what_is_there(path: Path) -> str:
         return "there is no such file or folder"
     if (path / "model_index.json").is_file():
         return "that is a diffusers pipeline, and no checkpoint of a run"
-    if any(path.glob("*.safetensors")):
-        return "that is a folder of weights, an exported LoRA or network, and no checkpoint of a run"
     near = (*path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt"))
     inside = sorted(found.relative_to(path).as_posix() for found in near)
     last = next((name for name in inside if Path(name).name == "last.ckpt"), inside[0] if inside else None)
+    if last is None and any(path.glob("*.safetensors")):
+        return "that is a folder of weights, an exported LoRA or network, and no checkpoint of a run"
     return "that is a folder without checkpoints" if last is None else f"that is a folder; it holds {last}"
 
 

@@ -18,8 +18,9 @@ from lightning_dfd.generation import Request, requests_for
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.sampling import clear, usable_output, wanted, write_samples
 from lightning_dfd.settings import StudentSettings
+from lightning_dfd.trainer import DistillationTrainer
 from lightning_dfd.types import VideoSize
-from tests.test_cli import fail, recipe, small
+from tests.test_cli import recipe, small
 
 SIZE = VideoSize(5, 32, 48)
 
@@ -165,7 +166,10 @@ def test_what_is_no_checkpoint_is_told_by_what_it_is(tiny: dict[str, Path], tmp_
         (tmp_path / "empty", "that is a folder without checkpoints"),
         (tmp_path / "run", "that is a folder; it holds checkpoints/last.ckpt"),
         (tmp_path / "run" / "checkpoints", "that is a folder; it holds last.ckpt"),
-        (tmp_path / "run" / "checkpoints" / "last.safetensors", "the checkpoint is last.ckpt beside it"),
+        (
+            tmp_path / "run" / "checkpoints" / "last.safetensors",
+            "that is the copy of the weights alone; the checkpoint is last.ckpt",
+        ),
         (tmp_path / "lora", "that is a folder of weights, an exported LoRA"),
         (lora, "those are weights alone, an exported LoRA"),
         (tiny["wan"], "that is a diffusers pipeline"),
@@ -181,22 +185,35 @@ def test_what_is_no_checkpoint_is_told_by_what_it_is(tiny: dict[str, Path], tmp_
 # ---- the command ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"output": "{videos}/0.mp4", "prompts": "a dog"}, "cannot be written"),
+        ({"role": "ema"}, "role is ema, and the recipe keeps no moving average"),
+        ({"prompts": "a dog", "images": "dog.png"}, "a WanPipeline takes none"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"prompts": "a dog", "ckpt_path": "/nowhere"}, "ckpt_path is '/nowhere': there is no such file"),
+        ({"prompts": "a dog", "ckpt_path": "last"}, "the recipe's run has no whole checkpoint"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
 def test_nothing_is_loaded_for_what_cannot_be_done(
-    tiny: dict[str, Path], videos: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    tiny: dict[str, Path],
+    videos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+    said: str,
 ) -> None:
     monkeypatch.setattr(DistillationModule, "configure_model", lambda self: pytest.fail("the networks were loaded"))
-    base = ["sample", "-c", recipe("wan_dmd2"), *small(tiny, "wan", videos, tmp_path)]
-    out = ["--output", str(tmp_path / "out")]
-    assert "cannot be written" in fail(capsys, *base, "--output", str(videos / "0.mp4"), "--prompts", "a dog")
-    assert "role is ema, and the recipe keeps no moving average" in fail(capsys, *base, *out, "--role", "ema")
-    assert "a WanPipeline takes none" in fail(capsys, *base, *out, "--prompts", "a dog", "--images", "dog.png")
-    assert "batch_size is 0; it must be at least 1" in fail(capsys, *base, *out, "--batch_size", "0")
-    assert "ckpt_path is '/nowhere': there is no such file" in fail(
-        capsys, *base, *out, "--prompts", "a dog", "--ckpt_path", "/nowhere"
-    )
+    trainer = DistillationTrainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    data = VideoDataModule(str(videos), frames=9, height=32, width=32)
+    output = str(given.pop("output", tmp_path / "out")).format(videos=videos)
+    with pytest.raises((ValueError, OSError), match=said):
+        trainer.sample(student_of(tiny["wan"]), data, output, **given)
 
 
-def test_the_record_says_what_made_the_videos(tiny: dict[str, Path], videos: Path, tmp_path: Path, capsys: Any) -> None:
+def test_the_record_says_what_made_the_videos(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     words = ["-c", recipe("wan_dmd2"), *small(tiny, "wan", videos, tmp_path)]
     cli.main(["fit", *words])
     out, last = tmp_path / "out", str(tmp_path / "checkpoints" / "last.ckpt")
