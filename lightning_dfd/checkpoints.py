@@ -32,7 +32,9 @@ STATE = "checkpoint.ckpt"  # of a sharded checkpoint: written last, so that unti
 # ---- reading --------------------------------------------------------------------------------------------------
 
 
-def read_checkpoint(path: str | Path, lazily: bool = False, like: Like | None = None) -> dict[str, Any]:
+def read_checkpoint(
+    path: str | Path, lazily: bool = False, like: Like | None = None, key: str = "ckpt_path"
+) -> dict[str, Any]:
     """A checkpoint's content, on the CPU.
 
     Args:
@@ -40,6 +42,7 @@ def read_checkpoint(path: str | Path, lazily: bool = False, like: Like | None = 
         lazily: leave the tensors on the disk until they are used; those of a folder come without values.
         like: makes the tensors that those of a folder are read into, by names that begin with `state_dict/` or
             `optimizer_states/`; None for whole ones on the CPU.
+        key: what names it in a recipe or on the command line, for errors.
 
     Raises:
         FileNotFoundError: there is none.
@@ -48,10 +51,9 @@ def read_checkpoint(path: str | Path, lazily: bool = False, like: Like | None = 
     path = Path(path)
     file = path / STATE if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(
-            f"there is no checkpoint at {path}; a data-forcing recipe starts from a DMD2 student "
-            "(run the dmd2 recipe first), or set model.init_from: null"
-        )
+        raise FileNotFoundError(f"{key} is {str(path)!r}: {_what_is_there(path)}; {REMEDIES.get(key, REMEDY)}")
+    if file.suffix == ".safetensors":
+        raise ValueError(f"{key} is {str(path)!r}: {_what_weights(file)}; {REMEDIES.get(key, REMEDY)}")
     try:
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=lazily)
         ours = isinstance(content, dict) and {"state_dict", "global_step", OURS} <= set(content)
@@ -60,10 +62,39 @@ def read_checkpoint(path: str | Path, lazily: bool = False, like: Like | None = 
             _join(content, path, like or (lambda name, shape, dtype: torch.empty(shape, dtype=dtype, device=device)))
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged, cut short or no checkpoint ({why[:100]}); take another") from error
+        raise ValueError(f"{key}: {path} is damaged, cut short or no checkpoint ({why[:100]}); take another") from error
     if not ours:
-        raise ValueError(f"{path} is no checkpoint of this package; take one that `lightning fit` wrote")
+        raise ValueError(f"{key}: {path} is no checkpoint of this package; take one that `lightning fit` wrote")
     return content
+
+
+REMEDY = "give a checkpoint that `lightning fit` wrote, or last for the newest of the recipe's run"
+REMEDIES = {
+    "model.init_from": "give a checkpoint that `lightning fit` wrote (data forcing starts from a DMD2 student, so run "
+    "the dmd2 recipe first), or set model.init_from: null"
+}
+
+
+def _what_is_there(path: Path) -> str:
+    """In place of a checkpoint."""
+    if not path.is_dir():
+        return "there is no such file or folder"
+    if (path / "model_index.json").is_file():
+        return "that is a diffusers pipeline, and no checkpoint of a run"
+    near = (*path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt"))
+    inside = sorted(found.relative_to(path).as_posix() for found in near)
+    last = next((name for name in inside if Path(name).name == "last.ckpt"), inside[0] if inside else None)
+    if last is None and any(path.glob("*.safetensors")):
+        return "that is a folder of weights, an exported LoRA or network, and no checkpoint of a run"
+    return "that is a folder without checkpoints" if last is None else f"that is a folder; it holds {last}"
+
+
+def _what_weights(file: Path) -> str:
+    """A safetensors file."""
+    beside = file.with_suffix(".ckpt")
+    if beside.exists():
+        return f"that is the copy of the weights alone; the checkpoint is {beside.name} beside it"
+    return "those are weights alone, an exported LoRA or network, and no checkpoint of a run"
 
 
 def only_weights(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib
+import inspect
 import os
 import re
 import shlex
@@ -64,6 +66,7 @@ HARMLESS = (  # warnings that mean nothing here
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning's own
     "Checkpoint directory .* exists and is not empty",  # a second run there is refused, and this one goes on
 )
+PARSING = {"parser_mode": "omegaconf+", "allow_abbrev": False}  # a part of a key is a misspelt key
 USAGE = "\n".join(
     [
         "usage: lightning COMMAND -c recipe.yaml [--key value ...]",
@@ -86,6 +89,8 @@ class OneLineParser(LightningArgumentParser):
     """Answers a mistake with one line and, for a misspelt key, the nearest ones."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # of a class within the recipe: the parser above adds the key, and may try others
+            super().error(message, ex)
         self.exit(2, f"lightning: error: {one_line(str(message), known_keys(self))}\n")
 
     def add_function_arguments(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[str]:
@@ -95,25 +100,82 @@ class OneLineParser(LightningArgumentParser):
         return super().add_function_arguments(function, *args, **kwargs)  # type: ignore[no-any-return]
 
 
+REQUIRED = re.compile(r"the following arguments are required: (.+)")
+REFUSED = re.compile(r"Option '([^']+)' is not accepted")
 UNKNOWN_KEY = re.compile(r"(?:[Kk]ey|[Oo]ption) '([^']+)'|unrecognized arguments?: --([\w.+]+)")
+NOISE = (
+    (r"\. Got value: (Namespace|NestedArg)\(.*\)$", ""),
+    (r"Type typing\.Callable\[.*?\] expects a function or a callable class: ", ""),
+    (r'^(?:Parser key "[^"]+": *)+', ""),
+    (r"Unable to load config [\"'](.*)[\"']$", r"Expected the keys below it, or a YAML file of them. Got value: \1"),
+    (r"typing\.|<class '|'>", ""),
+    (r"\bNoneType\b", "null"),
+    (r"\.\.$", "."),
+)
 
 
 def one_line(message: str, keys: Sequence[str]) -> str:
-    """The last line of jsonargparse's report, with the key that it is about and, if that is unknown, a hint."""
+    """The cause in jsonargparse's report, with the key that it is about and, if that is unknown, a hint."""
     lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")] or [message]
-    line = lines[-1]
-    subtypes = re.search(r"Subtypes: \[(.+)\]", message)
+    key, line = key_of(message), lines[-1]
+    refused, missing = REFUSED.search(message), REQUIRED.search(message)
+    if missing:
+        return lacking(missing.group(1).split(", "), key)
+    if refused and class_in(message):
+        name, known = refused.group(1), parameters_of(class_in(message))
+        if name == "class_path":
+            return f"{key}: a class is given by class_path and init_args, and by no other key"
+        if name not in known:  # else one of several types lacks it, and the other has something against its value
+            return f"{key or class_in(message)} takes no {name}.{did_you_mean(name, known)} See --{key}.help"
+        expected = re.findall(r"Expected an? .+", message)
+        return f"{key}: {expected[0] if expected else lines[-1]}"
+    subtypes = re.findall(r"Subtypes: \[(.+)\]", message)
     if subtypes and line.startswith("Given value"):
-        line = f"Expected one of {subtypes.group(1)}. {line}"
-    for noise, plain in (("typing.", ""), ("<class '", ""), ("'>", ""), ("NoneType", "null")):
-        line = line.replace(noise, plain)
-    about = re.search(r'[Pp]arser key "([^"]+)"', message)
-    if about and about.group(1) not in line:
-        line = f"{about.group(1)}: {line}"
+        line = f"Expected one of {subtypes[-1]}. {line}"
+    for noise, plain in NOISE:
+        line = re.sub(noise, plain, line)
+    if key not in re.split(r"(?:Got|Given) value", line)[0]:
+        line = f"{key}: {line}"
     unknown = UNKNOWN_KEY.search(line)
     if unknown:
         line += did_you_mean(unknown.group(1) or unknown.group(2), keys)
     return line
+
+
+def key_of(message: str) -> str:
+    """The key that one of jsonargparse's reports is about; empty where it does not say."""
+    found: list[str] = re.findall(r'[Pp]arser key "([^"]+)"', message)
+    key = found[0] if found else ""
+    for inner in found[1:]:
+        if inner.startswith(f"{key}."):
+            key = inner
+        elif inner != key:  # of a class within it
+            key += f".init_args.{inner}"
+    return key
+
+
+def class_in(message: str) -> str:
+    """The import path of the class whose parameters a report is about; empty if it is about none."""
+    found = re.search(r"class_path[ =]'([\w.]+)'", message)
+    return found.group(1) if found else ""
+
+
+def parameters_of(class_path: str) -> list[str]:
+    """The parameters with which a class is made, those that its parents take included."""
+    module, _, name = class_path.rpartition(".")
+    found = getattr(importlib.import_module(module), name)  # which jsonargparse has imported already
+    return [name for one in getattr(found, "__mro__", [found]) for name in inspect.signature(one).parameters]
+
+
+def lacking(keys: Sequence[str], within: str) -> str:
+    """What to say of required keys that are not given: of a command, or `within` another key."""
+    command = keys[0].partition(".")[0]
+    names = [key.removeprefix(f"{command}.") for key in keys] if command in OWN_COMMANDS else list(keys)
+    if within:
+        return f"{within} lacks {' and '.join(keys)}"
+    if "model.teacher" in names:
+        return f"no teacher is named; give a recipe, as in: lightning {command} -c recipe.yaml (or --model.teacher)"
+    return f"missing: {', '.join(f'--{name}' for name in names)}"
 
 
 def known_keys(parser: Any) -> list[str]:
@@ -165,6 +227,13 @@ def did_you_mean(wrong: str, keys: Sequence[str]) -> str:
 class DistillationCLI(LightningCLI):
     """LightningCLI with this package's trainer, and without what makes a checkpoint overrule the command line."""
 
+    def __init__(self, *args: Any, recipes: Sequence[str] = (), **kwargs: Any) -> None:
+        self.recipes = list(recipes)
+        super().__init__(*args, **kwargs)
+
+    def before_sample(self) -> None:
+        self.trainer.recipes = self.recipes  # type: ignore[attr-defined]
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         own = {name: {"model", "datamodule"} for name in ("plan", "cache", "sample", "export")}
@@ -190,29 +259,42 @@ class DistillationCLI(LightningCLI):
 
 
 def expand_inherited(arguments: Sequence[str]) -> list[str]:
-    """Put `-c parent.yaml` before every `-c recipe.yaml` that has an `inherit:` list, parents first.
+    """A command's words with its recipes, and what they inherit, before all else.
 
-    Paths in the list are relative to the recipe. The recipe is passed on without the key.
+    So the command line wins wherever `-c` stands. Recipes keep their order. Each has its parents before it, from an
+    `inherit:` list with paths relative to the recipe, which is passed on without that key.
     """
-    expanded: list[str] = []
-    pending = list(arguments)
+    command, recipes, others = split_recipes(arguments)
+    chains = [text for recipe in recipes for text in recipe_chain(Path(recipe).expanduser())]
+    return [*command, *(word for text in chains for word in ("-c", text)), *others]
+
+
+def split_recipes(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """The command (none or one word), the values of `-c` and `--config` in their order, and the other words."""
+    command: list[str] = []
+    recipes: list[str] = []
+    others: list[str] = []
+    pending = list(words)
     while pending:
         word = pending.pop(0)
         flag, _, value = word.partition("=")
-        if flag not in ("-c", "--config"):
-            expanded.append(word)
-            continue
-        if not value:
-            if not pending:
+        if word.startswith("-c") and flag != "-c":  # argparse takes -crecipe.yaml too
+            flag, value = "-c", word[2:]
+        if flag in ("-c", "--config"):
+            if not value and (not pending or pending[0].startswith("-")):
                 raise ValueError(f"{flag} needs the path of a recipe")
-            value = pending.pop(0)
-        for text in recipe_chain(Path(value)):
-            expanded += ["-c", text]
-    return expanded
+            recipes.append(value or pending.pop(0))
+        elif not command and not others and not word.startswith("-"):
+            command.append(word)
+        else:
+            others.append(word)
+    return command, recipes, others
 
 
 def recipe_chain(path: Path, below: tuple[Path, ...] = ()) -> list[str]:
     """A recipe and all that it inherits, eldest first, as what `-c` takes: paths, or the YAML itself."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; -c takes a recipe, a YAML file")
     if not path.is_file():
         raise FileNotFoundError(f"there is no recipe {path}")
     if path.resolve() in below:
@@ -221,20 +303,22 @@ def recipe_chain(path: Path, below: tuple[Path, ...] = ()) -> list[str]:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise OSError(f"the recipe {path} cannot be read: {error.strerror}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} holds no keys; a recipe has trainer, model and data")
     if "inherit" not in recipe:
         return [str(path)]
     parents = recipe.pop("inherit")
-    if not isinstance(parents, list):
-        raise ValueError(f"{path}: inherit has to be a list of recipes")
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise ValueError(f"{path}: inherit is {parents!r}; it must be a list of recipes, as [common.yaml]")
     chain = [text for parent in parents for text in recipe_chain(path.parent / parent, (*below, path.resolve()))]
     return [*chain, yaml.safe_dump(recipe)] if recipe else chain
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; ends with SystemExit 1 or 2 and one line on what the user can mend."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = command_first(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return
@@ -247,14 +331,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if words[0] not in OWN_COMMANDS:
         near = did_you_mean(words[0], [*OWN_COMMANDS, *FABRIC_COMMANDS])
-        sys.exit(f"lightning: error: there is no command {words[0]!r}.{near} Commands: {', '.join(OWN_COMMANDS)}")
+        said = "the command comes first, not" if words[0].startswith("-") else "there is no command"
+        sys.exit(f"lightning: error: {said} {words[0]!r}.{near} Commands: {', '.join(OWN_COMMANDS)}")
     sys.path.append(os.getcwd())  # where a recipe's own classes are, as for `python -m`
     program, sys.argv = sys.argv, [sys.argv[0], *words]  # with which strategies start their further processes
     try:
         if words[0] == "evaluate":  # needs no model, and so none of LightningCLI
-            evaluation.main(words[1:], OneLineParser)
+            evaluation.main(expand_inherited(words)[1:], OneLineParser)
         else:
-            run(expand_inherited(bare_flags(words)))
+            run(expand_inherited(bare_flags(words)), split_recipes(words)[1])
     except KeyboardInterrupt:  # while it loads; a run that trains ends as any other that is stopped
         print("\nlightning: stopped by Ctrl-C", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -304,8 +389,21 @@ def program_name() -> str:
     return "python -m lightning_dfd" if called.name == "__main__.py" else called.name
 
 
-def run(arguments: list[str]) -> DistillationCLI:
-    """LightningCLI on these arguments, with `${...}` resolved over all recipes and overrides together."""
+def command_first(words: Sequence[str]) -> list[str]:
+    """The words, with the command before recipes that were named ahead of it."""
+    words = list(words)
+    place = 0
+    while place < len(words) and words[place].startswith(("-c", "--config")):
+        place += 1 if "=" in words[place] or words[place] not in ("-c", "--config") else 2
+    return [*words[place : place + 1], *words[:place], *words[place + 1 :]]
+
+
+def run(arguments: list[str], recipes: Sequence[str] = ()) -> DistillationCLI:
+    """LightningCLI on these arguments, with `${...}` resolved over all recipes and overrides together.
+
+    Args:
+        recipes: as the user named them, for records of what was run.
+    """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     for harmless in HARMLESS:
         warnings.filterwarnings("ignore", message=harmless)
@@ -314,11 +412,11 @@ def run(arguments: list[str]) -> DistillationCLI:
         VideoDataModule,
         trainer_class=DistillationTrainer,
         parser_class=OneLineParser,
-        parser_kwargs={"parser_mode": "omegaconf+"}
-        | {name: {"parser_mode": "omegaconf+"} for name in DistillationCLI.subcommands()},
+        parser_kwargs=PARSING | {name: PARSING for name in DistillationCLI.subcommands()},
         save_config_callback=RecipeRecord,
         auto_configure_optimizers=False,
         seed_everything_default=0,
+        recipes=recipes,
         args=arguments,
     )
 
@@ -328,16 +426,31 @@ def one_line_of(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         where = f", {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}: make room, then run the command again; fit goes on with --ckpt_path"
-    mendable = isinstance(error, MisconfigurationException)  # Lightning's word for what a recipe can cause
-    mendable |= isinstance(error, (ValueError, OSError, RuntimeError, ImportError)) and _is_ours(error)
-    return " ".join(str(error).split()) if mendable or isinstance(error, OmegaConfBaseException) else None
+    cause: BaseException | None = error
+    while cause is not None:  # jsonargparse wraps what the classes of a recipe raise while they are made
+        mendable = isinstance(cause, MisconfigurationException)  # Lightning's word for what a recipe can cause
+        mendable |= isinstance(cause, (ValueError, OSError, RuntimeError, ImportError)) and _is_ours(cause)
+        if mendable or isinstance(cause, OmegaConfBaseException):
+            return " ".join(str(cause).split())
+        cause = cause.__cause__ if _is_jsonargparse(cause) else None
+    return None
 
 
 def _is_ours(error: BaseException) -> bool:
     """Whether this package raised the error on purpose: then its message is written for the user. An error from
     further down keeps its traceback."""
+    place = _raised_in(error)
+    return place is not None and place.is_relative_to(Path(__file__).parent)
+
+
+def _is_jsonargparse(error: BaseException) -> bool:
+    place = _raised_in(error)
+    return place is not None and place.parent.name == "jsonargparse"
+
+
+def _raised_in(error: BaseException) -> Path | None:
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+    return Path(frames[-1].filename) if frames else None
 
 
 if __name__ == "__main__":

@@ -72,13 +72,8 @@ def export_student(
         ValueError: no stock scheduler samples at the student's times, or `lora` is asked of a fully tuned student.
         RuntimeError: diffusers' latents differ from ours.
     """
+    scheduler = check_export(module, output, format)
     output = Path(output)
-    if output.exists():
-        raise FileExistsError(f"{output} is there already; export to another folder or delete it first")
-    if format == "lora" and not isinstance(module.network, LoraRoles):
-        raise ValueError("a fully tuned student has no LoRA file; export it with --format pipeline")
-    sampling = module.sampling
-    scheduler = module.backbone.few_step_scheduler(sampling.steps, sampling.kind)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as partial:
         folder = Path(partial) / "export"
@@ -97,6 +92,17 @@ def export_student(
         (folder / "README.md").write_text(card, encoding="utf-8")
         shutil.move(folder, output)
     return report
+
+
+def check_export(module: DistillationModule, output: str | Path, format: ExportFormat) -> Any:
+    """The scheduler of an export; networks need not be loaded yet. Raises as `export_student` before it writes."""
+    if not str(output):
+        raise ValueError("output is empty; name a new folder")
+    if Path(output).exists():
+        raise FileExistsError(f"{output} is there already; export to another folder or delete it first")
+    if format == "lora" and module.student.mode == "full":
+        raise ValueError("a fully tuned student has no LoRA file; export it with --format pipeline")
+    return module.backbone.few_step_scheduler(module.sampling.steps, module.sampling.kind)
 
 
 def _save_lora(module: DistillationModule, pipe: Any, folder: Path) -> None:

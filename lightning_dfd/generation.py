@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_dfd.backbones import Backbone
+from lightning_dfd.data import Clip, VideoDataModule, read_video
 from lightning_dfd.data import Part as VideoPart
-from lightning_dfd.data import VideoDataModule, read_video
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.types import Conditioning, Role, VideoSize
 
@@ -78,16 +78,26 @@ def condition(
     return Conditioning.cat([known[request.prompt, request.image] for request in requests])
 
 
+def image_clip(backbone: Backbone, request: Request, data: VideoDataModule | None) -> tuple[Clip, VideoDataModule]:
+    """The clip with whose first frame the video of a request without an image begins, and the data that have it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    clip = None if data is None else data.clip_of(request.prompt)
+    if data is None or clip is None:
+        raise ValueError(
+            f"{type(backbone).__name__} begins with an image, and there is none for {request.prompt!r}: it is no "
+            "caption of the data; take a caption, or give images (lightning sample --images)"
+        )
+    return clip, data
+
+
 def _image_of(backbone: Backbone, request: Request, size: VideoSize, data: VideoDataModule | None) -> Conditioning:
     """The conditioning, batch 1, of the image with which a request's video begins."""
     path: Path | VideoPart | None = request.image
     if path is None:
-        clip = None if data is None else data.clip_of(request.prompt)
-        if data is None or clip is None:
-            raise ValueError(
-                f"{type(backbone).__name__} begins with an image, and there is none for {request.prompt!r}: it is no "
-                "caption of the data; take a caption, or give images (lightning sample --images)"
-            )
+        clip, data = image_clip(backbone, request, data)
         if data.latent_cache is not None:
             return data.latent_cache.image_conditioning(clip.name).to(backbone.device)
         path = clip.source

@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from lightning_dfd.backbones import backbone_from_pretrained
 from lightning_dfd.blocks import feature_shape, tapped
-from lightning_dfd.checkpoints import OURS, below, only_weights, read_checkpoint, refuse_misfit, take_over
+from lightning_dfd.checkpoints import OURS, below, differing, only_weights, read_checkpoint, refuse_misfit, take_over
 from lightning_dfd.data import VideoDataModule
 from lightning_dfd.draws import Draws, hash_seed
 from lightning_dfd.loggers import guard
@@ -44,8 +44,8 @@ from lightning_dfd.objectives.terms import (
 )
 from lightning_dfd.optimizers import BadGradients, Groups, as_list, clip_parts, plain, settings_of
 from lightning_dfd.quantization import Quantization
-from lightning_dfd.resume import log_places, log_runs, recipe_facts, refuse_other_recipe, rewind
-from lightning_dfd.roles import TRAINED, FullRoles, LoraRoles, Roles
+from lightning_dfd.resume import log_places, log_runs, recipe_facts, refuse_other_recipe, rewind, student_facts
+from lightning_dfd.roles import TRAINED, FullRoles, LoraRoles, Roles, check_targets
 from lightning_dfd.sampler import Draw, sample
 from lightning_dfd.schedules import (
     Schedule,
@@ -65,6 +65,7 @@ from lightning_dfd.settings import (
     GANSettings,
     SamplingSettings,
     StudentSettings,
+    check_counts,
 )
 from lightning_dfd.sharding import average_gradients
 from lightning_dfd.types import Batch, Conditioning, Role
@@ -137,6 +138,7 @@ class DistillationModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_counts(gradient_clip, accumulate, seed)
         if quantization is not None:
             quantization.check(student.mode)
         # Hyperparameters are not saved into checkpoints: on resume the recipe and the command line decide.
@@ -145,6 +147,8 @@ class DistillationModule(LightningModule):
         self.backbone = backbone_from_pretrained(teacher, getattr(torch, dtype), max_sequence_length, backbone)
         self.backbone.quantization, self.backbone.offload = quantization, offload
         self.backbone.vae_tiling = vae_tiling
+        if student.mode == "lora" and student.targets is not None:
+            check_targets(self.backbone.blank_transformer(), student.targets)
         self.compiled = compile
         self.student, self.sampling, self.dmd = student, sampling, dmd
         self.data_forcing = data_forcing
@@ -171,6 +175,7 @@ class DistillationModule(LightningModule):
         self.term_modules = nn.ModuleDict()  # what terms train, by name
         self._term_rates: dict[str, float | None] = {}
         self.negative: Conditioning | None = None
+        self.loaded_from: dict[str, Any] = {"checkpoint": None, "iteration": None}  # of `load_weights`
         self.counts = {"student_steps": 0, "forced_steps": 0, "skipped_steps": 0}
         self._bad_gradients = BadGradients()
         self._recipe: dict[str, dict[str, Any]] = {}
@@ -539,15 +544,18 @@ class DistillationModule(LightningModule):
         """Load the teacher and build the roles on it; Lightning calls it once the strategy is known."""
         if self.roles is not None:
             return
+        resumed = self._trainer is not None and self.trainer.ckpt_path is not None
+        start = None if resumed else self.init_from
+        if start is not None:
+            self.open_checkpoint(start, "model.init_from")  # refused before the teacher is loaded
         mesh = self.device_mesh
         self.build_roles(self.backbone.load_transformer(), blank=mesh is not None)
         if self.compiled:
             self.network.compile_blocks()
         if mesh is not None:
             self._shard(mesh["data_parallel"])
-        resumed = self._trainer is not None and self.trainer.ckpt_path is not None
-        if self.init_from is not None and not resumed:
-            self.load_weights(self.init_from)
+        if start is not None:
+            self.load_weights(start, "model.init_from")
 
     def check_terms(self, recipe: TermRecipe) -> None:
         """Raise ValueError where a term does not fit `recipe`."""
@@ -654,17 +662,48 @@ class DistillationModule(LightningModule):
         trained = self.term_modules.state_dict()
         return {f"roles.{name}" for name in self.network.owned()} | {f"term_modules.{name}" for name in trained}
 
-    def load_weights(self, path: str | Path) -> dict[str, str]:
+    def load_weights(self, path: str | Path, key: str = "ckpt_path") -> dict[str, str]:
         """Take student, fake score, average and, where both sides have them, the modules of terms from a checkpoint of
         this package.
 
+        Args:
+            path: of the checkpoint.
+            key: what names it in a recipe or on the command line, for errors.
+
         Returns what the checkpoint says of its making: name -> value.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+            ValueError: it is none, or of another teacher or another kind of student.
         """
-        checkpoint = read_checkpoint(path, lazily=True, like=only_weights)
+        checkpoint = self.open_checkpoint(path, key)
         self.network.load_owned(below("roles.", checkpoint["state_dict"]))
         for name, module in self.term_modules.items():
             given = below(f"term_modules.{name}.", checkpoint["state_dict"])
             if given and not take_over(module, given):
                 rank_zero_warn(f"{path} has a {name} of other shapes; this run begins with a new one")
         facts: dict[str, str] = checkpoint[OURS]["facts"]
+        self.loaded_from = {"checkpoint": str(path), "iteration": checkpoint["global_step"]}
         return facts
+
+    def open_checkpoint(self, path: str | Path, key: str) -> dict[str, Any]:
+        """A checkpoint whose weights fit this recipe, as far as it says; they are left on the disk. Raises as
+        `load_weights`."""
+        checkpoint = read_checkpoint(path, lazily=True, like=only_weights, key=key)
+        self._refuse_other_student(checkpoint[OURS].get("recipe", {}).get("fixed", {}), f"{key} {path}")
+        return checkpoint
+
+    def _refuse_other_student(self, given: Mapping[str, Any], named: str) -> None:
+        """Raise ValueError where what a checkpoint says of its recipe makes another network of its weights."""
+        own = student_facts(self.student, self.backbone.lora_targets)
+        if given.get("model.student.mode") != self.student.mode:  # the others are then beside the point
+            own = {"model.student.mode": self.student.mode}
+        wrong = differing(own, given)
+        pipeline = str(given.get("model.teacher", self.backbone.pipeline_name)).split(" ")[0]
+        if pipeline != self.backbone.pipeline_name:
+            wrong = [f"the teacher is a {pipeline} there and a {self.backbone.pipeline_name} here"]
+        if wrong:
+            raise ValueError(
+                f"{named} holds another student: {'; '.join(wrong)}. Give the recipe and the options with which it was "
+                "trained, or the config.yaml in the logs folder of its run"
+            )

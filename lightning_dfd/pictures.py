@@ -26,6 +26,16 @@ def enlarge(frames: Tensor, to: int = 128) -> Tensor:
     return frames.repeat_interleave(factor, -3).repeat_interleave(factor, -2)
 
 
+def resized(frames: Tensor, to: int = 128) -> Tensor:
+    """Frames [F, H, W, C] scaled until the height is about `to`: large ones smoothly, small ones by whole pixels."""
+    height, width = frames.shape[1:3]
+    if height <= to:
+        return enlarge(frames, to)
+    small = (to, max(1, round(width * to / height)))
+    pixels = [F.interpolate(one.permute(2, 0, 1)[None].float(), small, mode="area")[0] for one in frames]
+    return torch.stack(pixels).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
 def video_grid(frames: Tensor, columns: int, gap: int = 4) -> Tensor:
     """One video [F, H', W', C] that plays N videos [N, F, H, W, C] side by side, `columns` to a row."""
     rows = math.ceil(len(frames) / columns)

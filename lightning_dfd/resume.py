@@ -36,7 +36,6 @@ def recipe_facts(module: Any) -> dict[str, dict[str, Any]]:
     dtype = teacher.pop("dtype")
     fixed = {
         "model.teacher": f"{teacher['pipeline']} {_digest(teacher)}",
-        "model.student.mode": student.mode,
         "model.student.input": student.input,
         "model.student.ema_decay": "null" if student.ema_decay is None else "a number",
         "model.sampling.steps": [float(step) for step in module.sampling.steps],
@@ -46,10 +45,7 @@ def recipe_facts(module: Any) -> dict[str, dict[str, Any]]:
     }
     for term in module.terms:
         fixed |= term.facts()
-    if student.mode == "lora":
-        fixed["model.student.rank"] = student.rank
-        fixed["model.student.alpha"] = student.alpha or student.rank
-        fixed["model.student.targets"] = list(student.targets or module.backbone.lora_targets)
+    fixed |= student_facts(student, module.backbone.lora_targets)
     exact = {
         "trainer.precision": str(trainer.precision),
         "number of processes": trainer.world_size,
@@ -67,6 +63,16 @@ def recipe_facts(module: Any) -> dict[str, dict[str, Any]]:
         exact["clips"] = f"{len(names)} ({_digest(names)})"
         exact["data.cache"] = "null" if data.cache is None else "a folder"
     return {"fixed": fixed, "exact": exact}
+
+
+def student_facts(student: Any, own_targets: Sequence[str]) -> dict[str, Any]:
+    """What makes a network of the student's weights; `own_targets` are the backbone's."""
+    facts = {"model.student.mode": student.mode}
+    if student.mode == "full":
+        return facts
+    targets = list(student.targets or own_targets)
+    alpha = student.alpha or student.rank
+    return facts | {"model.student.rank": student.rank, "model.student.alpha": alpha, "model.student.targets": targets}
 
 
 def refuse_other_recipe(own: Mapping[str, Mapping[str, Any]], given: Mapping[str, Mapping[str, Any]]) -> None:

@@ -15,6 +15,7 @@ Two traps of adapters on a shared base end in wrong gradients without any error,
 from __future__ import annotations
 
 import copy
+import difflib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from lightning_dfd.sharding import blank_copy, fill, shard, spread
 from lightning_dfd.types import Role
 
 TRAINED: tuple[Role, ...] = ("student", "fake")
+ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # by peft
 RECOMPILE_LIMIT = 64  # four roles, with and without gradient, two batch sizes, some room
 
 
@@ -140,14 +142,15 @@ class LoraRoles(Roles):
 
     Args:
         transformer: the teacher's network; frozen here, and changed in place.
-        targets: names of the linear layers that get adapters, matched at the end of a module's path.
+        targets: names of the linear layers that get adapters, matched at the end of a module's path; see
+            `check_targets`.
         rank, alpha: of the adapters; their output is scaled by alpha / rank (2106.09685).
         ema: whether to keep a moving average of the student as a third adapter.
         checkpointing: recompute activations block by block in the backward pass.
         seed: draws the adapters' first matrices (the second are zero: every role starts as the teacher).
 
     Raises:
-        ValueError: no layer is named by `targets`.
+        ValueError: one of `targets` names no layer, or one that takes no adapter.
     """
 
     def __init__(
@@ -163,6 +166,7 @@ class LoraRoles(Roles):
         super().__init__()
         self.held = (*TRAINED, "ema") if ema else TRAINED
         transformer.requires_grad_(False)
+        check_targets(transformer, targets)
         self.config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights=True)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are meant here
@@ -197,6 +201,38 @@ class LoraRoles(Roles):
         self._check(role)
         names = (name for name, _ in self.named_parameters() if _role_of(name) == role)
         return {name: name.removeprefix("base.").replace(f".{role}.", ".") for name in names}
+
+
+def check_targets(network: nn.Module, targets: Sequence[str]) -> None:
+    """Refuse what would train fewer adapters than it says: each target has to be the end of some layers' paths, and all
+    of these have to take an adapter. `network` may be on the meta device.
+
+    Raises:
+        ValueError: names the target, and the nearest names of layers.
+    """
+    modules = {name: module for name, module in network.named_modules() if name}
+    layers = [name for name, module in modules.items() if isinstance(module, ADAPTABLE)]
+    for target in targets:
+        meant = {name: module for name, module in modules.items() if f".{name}".endswith(f".{target}")}
+        wrong = next((module for module in meant.values() if not isinstance(module, ADAPTABLE)), None)
+        if meant and wrong is None:
+            continue
+        said = "no layer of the network" if wrong is None else f"a {type(wrong).__name__}, which takes no LoRA"
+        near = difflib.get_close_matches(target, _ends(layers), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(_shortest(layers))}"
+        raise ValueError(f"model.student.targets: {target!r} is {said}; {hint}")
+
+
+def _ends(paths: Sequence[str]) -> list[str]:
+    """Every name by which layers can be meant: the ends of their paths that do not begin with a number."""
+    parts = [path.split(".") for path in paths]
+    ends = (part[start:] for part in parts for start in range(len(part)))
+    return list(dict.fromkeys(".".join(end) for end in ends if not end[0].isdigit()))
+
+
+def _shortest(paths: Sequence[str]) -> list[str]:
+    """The shortest such name of each layer."""
+    return list(dict.fromkeys(min(_ends([path]), key=len) for path in paths))
 
 
 class FullRoles(Roles):

@@ -56,6 +56,10 @@ class StudentSettings:
 
     def __post_init__(self) -> None:
         require(self.rank > 0, "model.student.rank", self.rank, "above 0")
+        above = self.alpha is None or self.alpha > 0
+        require(above, "model.student.alpha", self.alpha, "above 0, or null for alpha = rank")
+        named = self.targets is None or (bool(self.targets) and all(self.targets))
+        require(named, "model.student.targets", self.targets, "names of linear layers, or null for the backbone's")
         decay = self.ema_decay
         require(decay is None or 0 < decay < 1, "model.student.ema_decay", decay, "between 0 and 1, or null")
 
@@ -76,3 +80,10 @@ class SamplingSettings:
         falling = all(a > b for a, b in zip(self.steps[:-1], self.steps[1:], strict=True))
         inside = bool(self.steps) and self.steps[0] <= 1 and self.steps[-1] > 0
         require(falling and inside, "model.sampling.steps", self.steps, "a falling list of times in (0, 1]")
+
+
+def check_counts(gradient_clip: float, accumulate: int, seed: int) -> None:
+    """Raise ValueError for what DistillationModule cannot train with."""
+    require(gradient_clip > 0, "model.gradient_clip", str(gradient_clip), "above 0; .inf clips nothing")
+    require(accumulate > 0, "model.accumulate", accumulate, "at least 1 batch")
+    require(0 <= seed < 2**63, "model.seed", seed, "between 0 and 2^63 - 1")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+import math
+import sys
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,17 +16,14 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from PIL import Image
-from torch import Tensor
-from tqdm import tqdm
 
 from lightning_dfd.callbacks import VideoEvaluation, VideoSamples
 from lightning_dfd.callbacks.progress import IterationBar, TrainedParts
 from lightning_dfd.callbacks.stopping import StopEarly
 from lightning_dfd.checkpoints import OURS, CheckpointFiles, read_checkpoint
-from lightning_dfd.data import Process, VideoDataModule, list_clips, write_cache, write_video
-from lightning_dfd.export import ExportFormat, ExportReport, export_student
-from lightning_dfd.generation import TEACHER_STEPS, Request, condition, generate_latents, requests_for
+from lightning_dfd.data import Process, VideoDataModule, list_clips, write_cache
+from lightning_dfd.export import ExportFormat, ExportReport, check_export, export_student
+from lightning_dfd.generation import requests_for
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.options import (
     check_options,
@@ -35,7 +32,6 @@ from lightning_dfd.options import (
     prepare_for_stream,
     silence_adverts,
 )
-from lightning_dfd.pictures import contact_sheet, enlarge, to_frames, video_grid
 from lightning_dfd.plan import Setup, advise, as_json, as_text, estimate
 from lightning_dfd.resume import (
     LeaveInTime,
@@ -44,6 +40,16 @@ from lightning_dfd.resume import (
     is_requeued,
     refuse_second_run,
     replaced_checkpoints,
+)
+from lightning_dfd.sampling import (
+    check_role,
+    first_captions,
+    record_of,
+    require_images,
+    sampled,
+    usable_output,
+    wanted,
+    write_samples,
 )
 from lightning_dfd.types import Role
 
@@ -56,6 +62,7 @@ class DistillationTrainer(Trainer):
 
     Attributes:
         saved_step: iteration of the last checkpoint that was written and can be resumed from; None before the first.
+        recipes: those named on the command line, for records of what was run.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -69,6 +76,7 @@ class DistillationTrainer(Trainer):
             raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
         check_plugins(self)
         self.saved_step: int | None = None
+        self.recipes: list[str] = []
         self._files = CheckpointFiles()
         self._unsaved = False  # whether the last checkpoint could not be written
         if type(getattr(self.strategy, "_checkpoint_io", None)) in (type(None), TorchCheckpointIO):
@@ -245,13 +253,19 @@ class DistillationTrainer(Trainer):
             device: whose rules of mixed precision and of optimizers count; it need not be here.
             json: print JSON, with sizes in bytes, and not a table.
         """
+        if memory is not None and not 0 < memory < math.inf:
+            raise ValueError(f"memory is {memory}; it must be a number of GiB above 0")
         cached = datamodule.cache is not None
         callbacks: list[Any] = self.callbacks  # type: ignore[attr-defined]
         samples = any(isinstance(one, (VideoSamples, VideoEvaluation)) for one in callbacks)
         setup = Setup(model, datamodule.size, datamodule.batch_size, cached, str(self.precision), device, samples)
-        found = estimate(setup)
+
+        def tell(step: str) -> None:  # not to stdout, where JSON may be expected
+            print(f"planning: {step}", file=sys.stderr, flush=True)
+
+        found = estimate(setup, tell)
         limit = None if memory is None else memory * 2**30
-        advice = [] if limit is None else advise(setup, found, limit)
+        advice = [] if limit is None else advise(setup, found, limit, tell)
         print((as_json if json else as_text)(setup, found, limit, advice))
 
     def cache(self, model: DistillationModule, datamodule: VideoDataModule, encode_batch_size: int = 1) -> None:
@@ -268,6 +282,7 @@ class DistillationTrainer(Trainer):
         """On every process."""
         self.strategy.connect(model)
         self.strategy.setup_environment()
+        _require_count(encode_batch_size, "encode_batch_size")
         if datamodule.folder is None or datamodule.cache is None:
             raise ValueError("cache needs data.folder (videos to read) and data.cache (the folder to write)")
         model.backbone.to(self.strategy.root_device)
@@ -299,18 +314,20 @@ class DistillationTrainer(Trainer):
         model: DistillationModule,
         datamodule: VideoDataModule,
         output: str,
-        prompts: list[str] | None = None,
-        seeds: list[int] | None = None,
-        images: list[str] | None = None,
+        prompts: list[str] | str | None = None,
+        prompts_file: str | None = None,
+        seeds: list[int] | int | None = None,
+        images: list[str] | str | None = None,
         role: Role | None = None,
         ckpt_path: str | None = None,
         batch_size: int = 8,
     ) -> None:
-        """Make videos with the student or the teacher, as mp4 files, a playing grid and a contact sheet.
+        """Make videos with the student or the teacher: mp4 files as they come, then a playing grid and a contact sheet.
 
         Args:
-            output: folder to write to.
-            prompts: what to show; null for the first 8 captions of the data.
+            output: folder to write to; videos that an earlier call wrote there are removed, other files are kept.
+            prompts: what to show: one text, or a list; null for the first 8 captions of the data.
+            prompts_file: in place of prompts: a file with one to a line, or a .jsonl with `text`.
             seeds: one video of every prompt for each; null for 0 and 1.
             images: image-to-video only: one file for each prompt, with whose first frame its videos begin; null for
                 the data's clips.
@@ -318,39 +335,23 @@ class DistillationTrainer(Trainer):
             ckpt_path: of a checkpoint, or `last`; null for the student as training would start it, or for the teacher.
             batch_size: videos sampled together.
         """
-        calls = len(model.sampling.steps)
+        _require_count(batch_size, "batch_size")
+        asked = wanted(prompts, prompts_file, seeds, images)
+        check_role(model, role, asked.images, datamodule.size)
+        folder = usable_output(output)
         if role == "teacher":
             model.init_from = None
-            shape = model.backbone.latent_shape(datamodule.size)
-            calls = len(model.backbone.teacher_times(TEACHER_STEPS, shape)) * (1 + (model.dmd.guidance != 1))
-        self._load(model, ckpt_path)
-        role = role or model.best_student
-        if images is not None and (not model.backbone.takes_image or len(images) != len(prompts or ())):
-            raise ValueError(
-                f"got {len(images)} images for {len(prompts or ())} prompts and a {type(model.backbone).__name__}; "
-                "give one for each prompt, and only to an image-to-video teacher"
-            )
-        if prompts is None or (model.backbone.takes_image and images is None):
+        needs_data = asked.prompts is None or (model.backbone.takes_image and asked.images is None)
+        if needs_data:
             datamodule.setup("fit")
-        prompts, seeds = prompts or _first_captions(datamodule, 8), seeds or [0, 1]
-        requests = requests_for(prompts, seeds, None if images is None else [Path(image) for image in images])
-        frames, seconds = [], 0.0
-        for start in tqdm(range(0, len(requests), batch_size), desc=f"sampling {role}", unit="batch"):
-            chunk = requests[start : start + batch_size]
-            cond = condition(model.backbone, chunk, datamodule.size, datamodule if model.backbone.takes_image else None)
-            began = time.perf_counter()
-            latents = generate_latents(model, role, chunk, cond, datamodule.size)
-            if latents.is_cuda:
-                torch.cuda.synchronize()
-            seconds += time.perf_counter() - began
-            frames.append(to_frames(model.backbone.decode_latents(latents)))
-        facts = {
-            "role": role,
-            "network_calls_per_video": calls,
-            "sampling_seconds_per_video": seconds / len(requests),
-        }
-        _write_samples(Path(output), torch.cat(frames), requests, facts, datamodule.fps or 8.0)
-        rank_zero_info(f"{len(requests)} videos of the {role} are in {output}")
+        requests = requests_for(asked.prompts or first_captions(datamodule), asked.seeds, asked.images)
+        require_images(model, requests, datamodule)
+        self._load(model, ckpt_path)
+        role, fps = role or model.best_student, datamodule.fps or 8.0
+        record = record_of(model, role, requests, datamodule, fps) | {"recipes": self.recipes} | model.loaded_from
+        videos = sampled(model, role, requests, datamodule, batch_size, record)
+        write_samples(folder, videos, requests, record, fps)
+        rank_zero_info(f"{len(requests)} videos of the {role} are in {folder}")
 
     def export(
         self,
@@ -367,6 +368,7 @@ class DistillationTrainer(Trainer):
             ckpt_path: of a checkpoint, or `last` for the newest whole one of the recipe's run.
             format: pipeline, or lora for `load_lora_weights`.
         """
+        check_export(model, output, format)
         model.backbone.quantization = None  # what is exported is merged into the teacher as it was published
         facts = self._load(model, ckpt_path)
         report = export_student(model, output, datamodule.size, format, facts)
@@ -381,6 +383,7 @@ class DistillationTrainer(Trainer):
         ckpt_path = self._existing(ckpt_path)
         if ckpt_path is not None:
             model.init_from = None
+            model.open_checkpoint(ckpt_path, "ckpt_path")  # refused before anything is loaded
         model.configure_model()
         facts = {} if ckpt_path is None else model.load_weights(ckpt_path)
         model.to(self.strategy.root_device)
@@ -416,23 +419,6 @@ def _require_held_out(data: Any) -> None:
         )
 
 
-def _first_captions(datamodule: VideoDataModule, count: int) -> list[str]:
-    return list(dict.fromkeys(clip.caption for clip in datamodule.clips))[:count]
-
-
-def _write_samples(
-    folder: Path, frames: Tensor, requests: Sequence[Request], facts: Mapping[str, Any], fps: float
-) -> None:
-    """Videos with a metadata.jsonl, so that the folder can be evaluated like any other; a grid's row is a prompt."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for number, (video, request) in enumerate(zip(frames, requests, strict=True)):
-        name = f"{number:04d}.mp4"
-        write_video(folder / name, video, fps)
-        lines.append(json.dumps({"file_name": name, "text": request.prompt, "seed": request.seed}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (folder / "samples.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
-    large = enlarge(frames)
-    seeds = len({request.seed for request in requests})
-    write_video(folder / "grid.mp4", video_grid(large, seeds), fps)
-    Image.fromarray(contact_sheet(large).numpy()).save(folder / "contact.png")
+def _require_count(value: int, name: str) -> None:
+    if value < 1:
+        raise ValueError(f"{name} is {value}; it must be at least 1")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ import torch
 import yaml
 
 from lightning_dfd import cli
+from lightning_dfd.data import VideoDataModule
+from lightning_dfd.settings import DMDSettings, GANSettings, StudentSettings, check_counts
 from lightning_dfd.tiny import TINY
 from lightning_dfd.toy import world
 
@@ -79,10 +84,21 @@ def recipe(name: str) -> str:
         (["--model.student.mode", "ful"], "model.student.mode: Expected a Literal['lora', 'full']. Got value: ful"),
         (["--model.sampling.steps", "[0.1,0.9]"], "model.sampling.steps is [0.1, 0.9]; it must be a falling list"),
         (["--data.folder", "/nowhere"], "no folder '/nowhere'; data.folder must name a folder"),
-        (["--model.teacher", "/nowhere"], "no diffusers pipeline could be read from '/nowhere'"),
+        (["--model.teacher", "/nowhere"], "model.teacher is '/nowhere': there is no such folder"),
         (["--data.height", "33"], "the nearest is 9 frames of 32x32"),
         (["--data.cache", "/nowhere"], "make it with: lightning cache"),
-        (["--model.init_from", "/nowhere"], "there is no checkpoint at /nowhere"),
+        (["--model.init_from", "/nowhere"], "model.init_from is '/nowhere': there is no such file or folder"),
+        (["--model.student.targets", "[to_q, to_quue]"], "'to_quue' is no layer of the network; did you mean to_q"),
+        (["--model.quantization", "{backend: torchao, kind: nf4}"], "model.quantization.kind is nf4; with backend"),
+        (["--model.quantization.kind", "int8"], "model.quantization lacks backend"),
+        (
+            ["--model.student_optimizer.init_args.lr", "x"],
+            "model.student_optimizer.init_args.lr: Expected one of float",
+        ),
+        (["--model.student_optimizer.init_args.lrr", "1"], "model.student_optimizer takes no lrr. Did you mean lr?"),
+        (["--model.student", "null"], "model.student: Expected the keys below it, or a YAML file of them"),
+        (["--model.backbone", "lightning_dfd.backbones.Backbone"], "lacks call, compression"),
+        (["--trainer.max_step", "3"], "unrecognized arguments: --trainer.max_step 3 Did you mean trainer.max_steps"),
     ],
     ids=lambda value: str(value[0]) if isinstance(value, list) else "",
 )
@@ -93,6 +109,27 @@ def test_mistakes_are_answered_in_one_line(
         capsys, "fit", "-c", recipe("wan_dmd2"), *small(tiny, "wan", videos, tmp_path), "--data.cache", "null", *words
     )
     assert hint in message
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: StudentSettings(alpha=0), "model.student.alpha is 0; it must be above 0"),
+        (lambda: StudentSettings(alpha=-4), "model.student.alpha is -4; it must be above 0"),
+        (lambda: StudentSettings(targets=[]), r"model.student.targets is \[\]; it must be names"),
+        (lambda: DMDSettings(guidance=math.inf), "model.dmd.guidance is inf; it must be at least 1"),
+        (lambda: GANSettings(weight=math.inf), "model.gan.weight is inf; it must be 0"),
+        (lambda: check_counts(10.0, 0, 0), "model.accumulate is 0; it must be at least 1"),
+        (lambda: check_counts(0.0, 1, 0), "model.gradient_clip is 0.0; it must be above 0"),
+        (lambda: check_counts(math.nan, 1, 0), "model.gradient_clip is nan; it must be above 0"),
+        (lambda: check_counts(10.0, 1, 2**64), "model.seed is 18446744073709551616; it must be between"),
+        (lambda: VideoDataModule(""), "data.folder is '' and data.cache is None; name a folder"),
+        (lambda: VideoDataModule("videos", fps=math.inf), "data.fps is inf; it must be a number above 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
 
 
 def test_mistakes_in_recipes_are_named(capsys: Any, tmp_path: Path) -> None:
@@ -106,7 +143,23 @@ def test_mistakes_in_recipes_are_named(capsys: Any, tmp_path: Path) -> None:
     wrong.write_text(f"inherit: [{wrong.name}]")
     assert "inherits itself" in fail(capsys, "fit", "-c", str(wrong))
     assert "there is no recipe" in fail(capsys, "fit", "-c", str(tmp_path / "none.yaml"))
+    assert "is a folder; -c takes a recipe" in fail(capsys, "fit", "-c", str(tmp_path))
+    wrong.write_text("inherit: [3]")
+    assert "inherit is [3]; it must be a list of recipes" in fail(capsys, "fit", "-c", str(wrong))
     assert "Did you mean fit?" in fail(capsys, "fitt")
+    assert "the command comes first, not '--model.seed'" in fail(capsys, "--model.seed", "3", "fit")
+    assert "no teacher is named; give a recipe, as in: lightning fit -c recipe.yaml" in fail(capsys, "fit")
+    assert "missing: --videos, --real, --output" in fail(capsys, "evaluate")
+
+
+def test_a_module_that_fails_on_import_is_named(
+    tiny: dict[str, Path], videos: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fails_on_import.py").write_text("raise RuntimeError('no such card')")
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [*small(tiny, "wan", videos, tmp_path), "--model.backbone", "fails_on_import.Mine"]
+    message = fail(capsys, "fit", "-c", recipe("wan_dmd2"), *words)
+    assert "model.backbone 'fails_on_import.Mine' cannot be imported: RuntimeError: no such card" in message
 
 
 def test_help_fits_a_reader(capsys: Any) -> None:
@@ -149,6 +202,48 @@ def test_interpolation_sees_later_files_and_overrides(capsys: Any, tmp_path: Pat
     assert config["data"]["seed"] == 9
     config = printed(capsys, "-c", recipe("wan_dmd2"), "--trainer.default_root_dir", "elsewhere")
     assert config["trainer"]["callbacks"][0]["init_args"]["dirpath"] == "elsewhere/checkpoints"
+
+
+OPTIMIZER = "model.student_optimizer"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fit", "--model.seed", "7", "-c", "A", "-c", "B"],
+        ["fit", "-c", "A", "--model.seed=7", "-c", "B"],
+        ["fit", "--model.seed", "7", "--config", "A", "--config=B"],
+        ["fit", "--model.seed", "7", "-cA", "-c=B"],
+        ["-c", "A", "fit", "--model.seed", "7", "-c", "B"],
+        ["--config=A", "-cB", "fit", "--model.seed", "7"],
+    ],
+    ids=" ".join,
+)
+def test_the_command_line_wins_wherever_recipes_stand(capsys: Any, tmp_path: Path, words: list[str]) -> None:
+    """Recipes keep their order; classes and what is appended to lists count as other words do."""
+    (tmp_path / "A").write_text(f"inherit: ['{recipe('wan_dmd2')}']\nmodel: {{seed: 1, accumulate: 2}}\n")
+    (tmp_path / "B").write_text("model: {seed: 3, accumulate: 4}\ntrainer: {callbacks: []}\n")
+    words = [re.sub("[AB]$", lambda name: str(tmp_path / name.group()), word) for word in words]
+    more = [f"--{OPTIMIZER}", "torch.optim.SGD", f"--{OPTIMIZER}.init_args.lr", "3"]
+    more += ["--trainer.callbacks+=lightning_dfd.callbacks.RunHealth"]
+    with pytest.raises(SystemExit):
+        cli.main(
+            [words[0], *words[1:], "--print_config", *more] if words[0] == "fit" else [*words, *more, "--print_config"]
+        )
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config["model"]["seed"], config["model"]["accumulate"]) == (7, 4)
+    assert config["model"]["student_optimizer"]["class_path"] == "torch.optim.SGD"
+    assert config["model"]["student_optimizer"]["init_args"]["lr"] == 3
+    assert [one["class_path"] for one in config["trainer"]["callbacks"]] == ["lightning_dfd.callbacks.RunHealth"]
+
+
+@pytest.mark.parametrize("command", list(cli.OWN_COMMANDS))
+def test_recipes_come_first_for_every_command(tmp_path: Path, command: str) -> None:
+    (tmp_path / "a.yaml").write_text("x: 1")
+    a = str(tmp_path / "a.yaml")
+    assert cli.expand_inherited([command, "--b", "2", "-c", a, "--d"]) == [command, "-c", a, "--b", "2", "--d"]
+    with pytest.raises(ValueError, match="-c needs the path of a recipe"):
+        cli.expand_inherited([command, "-c", "--b", "2"])
 
 
 def test_the_last_recipe_wins_over_what_it_inherits(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ GROUND_FIRST = [
     "generation",
     "callbacks",
     "export",
+    "sampling",
     "trainer",
     "evaluation",
     "cli",

@@ -223,7 +223,9 @@ def plan(*words: str) -> None:
 
 def test_command_reads_configs_only(configs_only: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan("--model.teacher", str(configs_only), "--memory", "80")
-    text = capsys.readouterr().out
+    text, told = capsys.readouterr()
+    assert "planning: one update of the student" in told
+    assert "planning" not in text
     for said in ("largest term:", "TFLOP", "a clip", "fits into 80 GiB", "not counted: the text", "bf16-mixed"):
         assert said in text, text
     plan("--model.teacher", str(configs_only), "--json", "true")
@@ -245,4 +247,10 @@ def test_report_says_what_to_change(tiny: dict[str, Path], plain: Estimate) -> N
 def test_command_names_a_teacher_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         plan("--model.teacher", "/nowhere")
-    assert "no diffusers pipeline could be read from '/nowhere'" in str(stop.value.code)
+    assert "model.teacher is '/nowhere': there is no such folder" in str(stop.value.code)
+
+
+def test_a_captured_backbone_cannot_be_planned(tiny: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        plan("--model.teacher", str(tiny["wan"]), "--model.backbone", "captured")
+    assert "model.backbone: captured learns how WanPipeline calls its network by running it" in str(stop.value.code)

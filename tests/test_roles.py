@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_dfd.backbones import Backbone
+from lightning_dfd.backbones import Backbone, backbone_from_pretrained
 from lightning_dfd.objectives import dmd_gradient, surrogate_loss
 from lightning_dfd.roles import FullRoles, LoraRoles, Roles
 from lightning_dfd.types import Conditioning, VideoSize
@@ -171,8 +171,6 @@ def test_average_follows_the_student(backbone: Backbone, mode: str) -> None:
 
 
 def test_trained_weights_are_float32_on_a_bfloat16_base(tiny: dict[str, Path], family: str) -> None:
-    from lightning_dfd.backbones import backbone_from_pretrained
-
     backbone = backbone_from_pretrained(str(tiny[family]), torch.bfloat16, 16)
     for mode in ("lora", "full"):
         roles = make(backbone, mode)
@@ -206,9 +204,23 @@ def test_weights_round_trip_and_misfits_are_named(backbone: Backbone) -> None:
         roles.act_as("ema")
 
 
-def test_unknown_targets_are_refused(backbone: Backbone) -> None:
-    with pytest.raises(ValueError, match="nonsense"):
-        LoraRoles(backbone.load_transformer(), ["nonsense"])
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (["nonsense"], "'nonsense' is no layer of the network; there are .*to_q"),
+        (["to_q", "to_quue"], "'to_quue' is no layer of the network; did you mean to_q"),
+        (["to_q", "norm_out"], "'norm_out' is a .*, which takes no LoRA"),
+        (
+            ["ransformer_blocks.0.attn1.to_q"],
+            "is no layer of the network; did you mean transformer_blocks.0.attn1.to_q",
+        ),
+    ],
+)
+def test_every_target_has_to_name_layers(tiny: dict[str, Path], targets: list[str], said: str) -> None:
+    """One wrong name among right ones would train fewer adapters than the recipe says."""
+    network = backbone_from_pretrained(str(tiny["cogvideox"])).blank_transformer()
+    with pytest.raises(ValueError, match=said):
+        LoraRoles(network, targets)
 
 
 def test_train_mode_is_ignored(backbone: Backbone) -> None:

@@ -379,8 +379,8 @@ class CapturedBackbone(Backbone):
 
     def blank_prompts(self, batch_size: int) -> Conditioning:
         raise ValueError(
-            f"lightning plan reads nothing but configs, and what a prompt is to {self.pipeline} is found out by "
-            "running it; write a backbone for it (docs/new_backbone.md) to plan with it"
+            "lightning plan reads nothing but configs, and model.backbone: captured learns how "
+            f"{self.pipeline} calls its network by running it; write a backbone for it (docs/new_backbone.md)"
         )
 
     def check_teacher(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 
 import torch
 from diffusers import DiffusionPipeline
@@ -19,6 +20,7 @@ from lightning_dfd.backbones.latte import LatteBackbone
 from lightning_dfd.backbones.loading import read_config
 from lightning_dfd.backbones.ltx import LTXBackbone, LTXImageBackbone
 from lightning_dfd.backbones.mochi import MochiBackbone
+from lightning_dfd.backbones.presence import require_source
 from lightning_dfd.backbones.sana_video import SanaVideoBackbone, SanaVideoImageBackbone
 from lightning_dfd.backbones.skyreels import SkyReelsV2Backbone, SkyReelsV2ImageBackbone
 from lightning_dfd.backbones.wan import WanBackbone, WanImageBackbone
@@ -66,6 +68,7 @@ def backbone_from_pretrained(
         ValueError: the pipeline's class is not known, its parts do not fit one another, or `backbone` is not a
             Backbone.
     """
+    require_source(source)
     found = _class_of(source, backbone)(source, dtype, max_sequence_length)
     found.check_teacher()
     return found
@@ -89,12 +92,20 @@ def _class_of(source: str, backbone: str | None) -> type[Backbone]:
 
 def _import_backbone(path: str) -> type[Backbone]:
     module, _, name = path.rpartition(".")
+    if not module or path.startswith("."):
+        raise ValueError(f"model.backbone is {path!r}; give package.module.ClassName, captured, or null")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a module of the user's own raises while it is imported
         raise ValueError(
-            f"model.backbone {path!r} cannot be imported: {error}; give package.module.ClassName"
+            f"model.backbone {path!r} cannot be imported: {type(error).__name__}: {error}; give "
+            "package.module.ClassName, of a module in the current folder or on PYTHONPATH"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Backbone)):
         raise ValueError(f"model.backbone {path!r} is not a subclass of lightning_dfd.Backbone")
+    if inspect.isabstract(found):
+        raise ValueError(
+            f"model.backbone {path!r} lacks {', '.join(sorted(found.__abstractmethods__))}; write these methods, or "
+            "name a finished backbone (docs/new_backbone.md)"
+        )
     return found

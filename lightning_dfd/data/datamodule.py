@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -84,6 +85,12 @@ class VideoDataModule(LightningDataModule):
         super().__init__()
         if folder is None and cache is None:
             raise ValueError("data.folder and data.cache are both empty; name a folder of videos, a cache, or both")
+        if folder == "" or cache == "":
+            raise ValueError(f"data.folder is {folder!r} and data.cache is {cache!r}; name a folder, or null for none")
+        if fps is not None and math.isinf(fps):
+            raise ValueError(f"data.fps is {fps}; it must be a number above 0, or null")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"data.seed is {seed}; it must be between 0 and 2^63 - 1")
         if min(frames, height, width, batch_size) < 1 or num_workers < 0 or (fps is not None and not fps > 0):
             raise ValueError(
                 f"got frames {frames}, height {height}, width {width}, fps {fps}, batch_size {batch_size}, "

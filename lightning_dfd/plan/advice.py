@@ -22,8 +22,11 @@ class Advice:
     peak: int
 
 
-def advise(setup: Setup, now: Estimate, limit: float) -> list[Advice]:
-    """Changes that help, cheapest first, each on top of the last, until the peak is within `limit` bytes."""
+def advise(setup: Setup, now: Estimate, limit: float, tell: Callable[[str], None] = lambda _: None) -> list[Advice]:
+    """Changes that help, cheapest first, each on top of the last, until the peak is within `limit` bytes.
+
+    `tell` hears what is tried next.
+    """
     given: list[Advice] = []
     for lever in LEVERS:
         if now.peak <= limit:
@@ -32,6 +35,7 @@ def advise(setup: Setup, now: Estimate, limit: float) -> list[Advice]:
         if pulled is None:
             continue
         change, changed = pulled
+        tell(f"if you {change}")
         after = estimate(changed)
         if after.peak < now.peak:
             setup, now = changed, after

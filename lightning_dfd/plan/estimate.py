@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -140,20 +140,26 @@ class Estimate:
         return student * self.student_share + fake * (1.0 - self.student_share)
 
 
-def estimate(setup: Setup) -> Estimate:
+def estimate(setup: Setup, tell: Callable[[str], None] = lambda _: None) -> Estimate:
     """Play a recipe's iteration through without weights.
+
+    Args:
+        tell: hears what is done next; the whole takes minutes for large networks.
 
     Raises:
         FileNotFoundError: the teacher's configs cannot be reached.
-        ValueError: the size does not fit the teacher.
+        ValueError: the size does not fit the teacher, or its calls are not known from its configs.
     """
+    prompts = setup.module.backbone.blank_prompts(1)  # refuses where nothing can be planned, before it is copied
+    setup.module.backbone.check_size(setup.size)
     module = copy.deepcopy(setup.module)
     backbone = module.backbone
-    prompts = backbone.blank_prompts(1)  # refuses where nothing can be planned
-    backbone.check_size(setup.size)
+    tell(f"one update of the student and one of the fake score, {setup.size}")
     done = rehearse(module, setup.size, setup.batch_size, setup.precision, setup.device)
     spared = _spared(module)
+    tell("the text encoders")
     text = blank_encoders(backbone)
+    tell("encoding and decoding by the VAE")
     vae, encoding, decoding = measure_vae(backbone, setup.size, 1 if setup.cached else setup.batch_size)
     half = backbone.dtype in (torch.bfloat16, torch.float16)  # what `lightning cache` stores
     images = backbone.blank_images(1, setup.size).tensors.values()

@@ -24,6 +24,7 @@ Axis legend: B batch; latents are [B, ...]; times are [B] in [0, 1]; S tokens of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,8 +48,10 @@ InputMode = Literal["data", "rollout"]
 
 
 def require(holds: bool, key: str, value: object, allowed: str) -> None:
-    """Raise ValueError if a setting does not hold: what came, and what is allowed."""
-    if not holds:
+    """Raise ValueError unless a setting is allowed: what came, and what it must be. Infinite numbers never are."""
+    numbers = value if isinstance(value, (list, tuple)) else [value]
+    finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
+    if not (holds and finite):
         raise ValueError(f"{key} is {value}; it must be {allowed}")
 
 
