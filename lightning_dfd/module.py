@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from lightning_dfd.backbones import backbone_from_pretrained
-from lightning_dfd.checkpoints import OURS, below, only_weights, read_checkpoint, refuse_misfit
+from lightning_dfd.checkpoints import FRAME_RATE, OURS, below, only_weights, read_checkpoint, refuse_misfit
 from lightning_dfd.data import VideoDataModule
 from lightning_dfd.discriminator import Discriminator, tapped
 from lightning_dfd.draws import Draws, hash_seed
@@ -559,13 +559,15 @@ class DistillationModule(LightningModule):
         rewind(checkpoint["loops"], self._micro)
         owned = self.owned_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in owned}
+        data = self.datamodule
         checkpoint[OURS] = {
             "counts": dict(self.counts),
             "latest": {name: float(value) for name, value in self._latest.items() if name != SPEED},
             "recipe": self._recipe,
             "logs": log_places(self.loggers),
             "facts": {
-                "Data": "not stated" if self.datamodule is None else self.datamodule.summary,
+                "Data": "not stated" if data is None else data.summary,
+                **({} if data is None else {FRAME_RATE: f"{data.playing_rate:g}"}),
                 "Iterations": str(checkpoint["global_step"]),
                 "Started from": "a distilled student" if self.init_from else "the teacher",
             },

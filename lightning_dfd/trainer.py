@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_dfd.checkpoints import OURS, CheckpointFiles, read_checkpoint
+from lightning_dfd.checkpoints import FRAME_RATE, OURS, CheckpointFiles, read_checkpoint
 from lightning_dfd.data import Process, VideoDataModule, list_clips, write_cache, write_video
 from lightning_dfd.export import ExportFormat, ExportReport, export_student
 from lightning_dfd.generation import TEACHER_STEPS, Request, condition, generate_latents, requests_for
@@ -182,7 +182,7 @@ class DistillationTrainer(Trainer):
         """
         if role == "teacher":
             model.init_from = None
-        self._load(model, ckpt_path)
+        trained = self._load(model, ckpt_path)
         role = role or model.best_student
         if images is not None and (not model.backbone.takes_image or len(images) != len(prompts or ())):
             raise ValueError(
@@ -212,7 +212,7 @@ class DistillationTrainer(Trainer):
             "network_calls_per_video": calls,
             "sampling_seconds_per_video": seconds / len(requests),
         }
-        _write_samples(Path(output), torch.cat(frames), requests, facts, datamodule.fps or 8.0)
+        _write_samples(Path(output), torch.cat(frames), requests, facts, _playing_rate(trained, datamodule))
         rank_zero_info(f"{len(requests)} videos of the {role} are in {output}")
 
     def export(
@@ -232,7 +232,8 @@ class DistillationTrainer(Trainer):
         """
         model.backbone.quantization = None  # what is exported is merged into the teacher as it was published
         facts = self._load(model, ckpt_path)
-        report = export_student(model, output, datamodule.size, format, facts)
+        rate = _playing_rate(facts, datamodule)
+        report = export_student(model, output, datamodule.size, format, facts, rate)
         rank_zero_info(
             f"{report.folder}: stock diffusers gives the student's latents in {report.network_calls} network calls "
             f"(difference {report.error:.1e}, allowed {report.tolerance:.0e}); see {report.folder / 'README.md'}"
@@ -253,6 +254,11 @@ class DistillationTrainer(Trainer):
         model.to(self.strategy.root_device)
         model.backbone.to(model.device)
         return facts
+
+
+def _playing_rate(facts: Mapping[str, str], datamodule: VideoDataModule) -> float:
+    """The rate of the checkpoint's run; without one, of the data."""
+    return float(facts[FRAME_RATE]) if FRAME_RATE in facts else datamodule.playing_rate
 
 
 def _first_captions(datamodule: VideoDataModule, count: int) -> list[str]:

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -16,8 +17,8 @@ from typing import Any
 
 from lightning_dfd.data.files import Part, SampleError
 from lightning_dfd.data.shards import SHARDS, ShardEntry, read_shard
+from lightning_dfd.data.video import VIDEO_SUFFIXES
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".gif")
 CAPTION_KEYS = ("text", "caption")
 SHORT_KEYS = ("short_text", "short_caption")
 
@@ -28,6 +29,7 @@ class Clip:
 
     Args:
         name: its path relative to the root, with forward slashes; of a shard's member the shard's path and its own.
+            In Unicode's composed form (NFC), whichever the file system has.
         path: of the file that holds it.
         caption: the first of its captions.
         others: further captions, shorter ones for example.
@@ -95,9 +97,10 @@ def list_clips(root: str | Path, need_captions: bool = True) -> Listing:
     The list is `metadata.jsonl` or `metadata.csv` (imagefolder style: `file_name` relative to the folder, and
     `text` or `caption`); without one, every video with a caption in a .txt file of the same name beside it and those
     in tar shards, subfolders included, hidden ones not. Further captions of a clip are those of `short_text` and of
-    lists in place of text. Only files that really lie inside the folder are read: absolute paths,
-    `..` and links that lead out are problems, as are missing files and captions and text that is not UTF-8. Where
-    captions are not needed, videos without one have an empty one.
+    lists in place of text. A captioned file whose suffix is no video's is a problem, unless a video has its caption.
+    Only files that really lie inside the folder are read: absolute paths, `..` and links that lead out are problems,
+    as are missing files and captions and text that is not UTF-8. In a snapshot of the hub's cache, links into that
+    repository's blobs are followed. Where captions are not needed, videos without one have an empty one.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -137,7 +140,7 @@ def _rows(root: Path, need_captions: bool) -> Iterator[_Row | Problem]:
     for name, read in (("metadata.jsonl", _jsonl_rows), ("metadata.csv", _csv_rows)):
         path = root / name
         if path.is_file():
-            if not path.resolve().is_relative_to(root):
+            if not _is_inside(path.resolve(), root):
                 raise ValueError(f"{path} is a link that leads out of the folder; put the file itself there")
             return read(path)
     return _sidecar_rows(root, need_captions)
@@ -204,22 +207,27 @@ def _sidecar_rows(root: Path, need_captions: bool) -> Iterator[_Row | Problem]:
     def hidden(path: Path) -> bool:
         return any(part.startswith(".") for part in path.relative_to(root).parts)
 
-    wanted = (*VIDEO_SUFFIXES, *SHARDS)
-    found = (path for path in root.rglob("*") if path.name.lower().endswith(wanted) and not hidden(path))
-    for path in sorted(found, key=lambda path: path.relative_to(root).as_posix()):
-        name = path.relative_to(root).as_posix()
-        if name.lower().endswith(SHARDS):
+    files = [path for path in root.rglob("*") if not hidden(path)]
+    by_name = {_composed(path): path for path in files}
+    wanted = [path for path in files if path.name.lower().endswith((*VIDEO_SUFFIXES, *SHARDS))]
+    captioned = {_composed(path.with_suffix("")) for path in wanted}
+    for path in sorted(files, key=lambda path: path.relative_to(root).as_posix()):
+        name, text = path.relative_to(root).as_posix(), by_name.get(_composed(path.with_suffix(".txt")))
+        suffix = path.suffix.lower()
+        if not name.lower().endswith((*VIDEO_SUFFIXES, *SHARDS)):
+            if text not in (None, path) and _composed(path.with_suffix("")) not in captioned and path.is_file():
+                yield Problem(_printable(name), f"{suffix or 'no suffix'} is no video's; rename or convert it")
+        elif name.lower().endswith(SHARDS):
             yield from _shard_rows(root, name, need_captions)
-            continue
-        text = path.with_suffix(".txt")
-        if not need_captions and not text.exists():
+        elif text is None and not need_captions:
             yield _Row(name, ())
-            continue
-        reason = _check_place(root, text.relative_to(root).as_posix())
-        if reason:
-            yield Problem(_printable(name), f"no caption: {text.name}: {reason}")
-            continue
-        yield _Row(name, (_decoded(text.read_bytes()),))
+        else:
+            text = text or path.with_suffix(".txt")
+            reason = _check_place(root, text.relative_to(root).as_posix())
+            if reason:
+                yield Problem(_printable(name), f"no caption: {text.name}: {reason}")
+            else:
+                yield _Row(name, (_decoded(text.read_bytes()),))
 
 
 def _shard_rows(root: Path, name: str, need_captions: bool) -> Iterator[_Row | Problem]:
@@ -247,8 +255,9 @@ def _decoded(content: bytes) -> str:
 
 
 def _check_row(root: Path, row: _Row, need_captions: bool) -> Clip | Problem:
-    name = PurePosixPath(row.name).as_posix()
-    reason = "" if row.part else _check_place(root, row.name)
+    name = unicodedata.normalize("NFC", PurePosixPath(row.name).as_posix())
+    found = row.name if row.part else _as_stored(root, row.name)
+    reason = "" if row.part else _check_place(root, found)
     wrong = next((type(caption).__name__ for caption in row.captions if not isinstance(caption, str)), None)
     if not reason and wrong:
         reason = f"the caption is {wrong}, not text"
@@ -260,7 +269,7 @@ def _check_row(root: Path, row: _Row, need_captions: bool) -> Clip | Problem:
     if reason:
         return Problem(_printable(row.name), reason)
     first, *others = dict.fromkeys(captions) or ("",)
-    return Clip(name, row.part.path if row.part else root / name, first, tuple(others), row.part)
+    return Clip(name, row.part.path if row.part else root / PurePosixPath(found), first, tuple(others), row.part)
 
 
 def _check_place(root: Path, name: str) -> str:
@@ -278,11 +287,39 @@ def _check_place(root: Path, name: str) -> str:
         return f"cannot be followed ({error.strerror})"
     except RuntimeError as error:  # links in a circle, before Python 3.13
         return f"cannot be followed ({error})"
-    if not place.is_relative_to(root):
+    if not _is_inside(place, root):
         return "a link that leads out of the folder; put the file itself there"
     if not is_file:
         return "no such file"
     return "" if os.access(place, os.R_OK) else "may not be read by this user"
+
+
+def _is_inside(place: Path, root: Path) -> bool:
+    """Whether a file, links followed, belongs to the folder `root`: it lies there or, where that is a snapshot in the
+    hub's cache (`models--a--b/snapshots/<revision>`, or a folder in it), among the same repository's blobs."""
+    if place.is_relative_to(root):
+        return True
+    for snapshots, repository in zip((root, *root.parents), root.parents, strict=False):
+        if snapshots.name == "snapshots" and repository.name.startswith(("datasets--", "models--", "spaces--")):
+            return place.is_relative_to(repository / "blobs")
+    return False
+
+
+def _composed(path: Path) -> str:
+    """A path in Unicode's composed form: file systems and lists differ in how they write an é."""
+    return unicodedata.normalize("NFC", str(path))
+
+
+def _as_stored(root: Path, name: str) -> str:
+    """`name`, each part in that of Unicode's forms in which the file system has it."""
+    path = PurePosixPath(name)
+    if name.isascii() or "\0" in name or not _is_utf8(name) or path.is_absolute() or ".." in path.parts:
+        return name
+    found = PurePosixPath()
+    for part in path.parts:
+        forms = (found / form for form in (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD"))))
+        found = next((form for form in forms if os.path.lexists(root / form)), found / part)
+    return str(found)
 
 
 def _is_utf8(text: str) -> bool:
