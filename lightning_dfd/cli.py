@@ -23,12 +23,13 @@ from typing import Any, NoReturn
 import lightning.fabric.cli
 import torch
 import yaml
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_dfd import evaluation
 from lightning_dfd.data import VideoDataModule
+from lightning_dfd.data.files import expanded as expanded_path
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.trainer import DistillationTrainer
 
@@ -46,6 +47,7 @@ STOCK_COMMANDS = ("fit", "validate", "test")
 PARTS = ("model", "data", "trainer")
 NOT_KEYS = ("help", "config", "print_config")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 FABRIC_COMMANDS = ("run", "consolidate")  # Lightning's own `lightning` commands, passed on to it
 HARMLESS = (  # warnings that mean nothing here
     "LightningCLI's args parameter is intended",
@@ -166,8 +168,28 @@ class DistillationCLI(LightningCLI):
             raise SystemExit(0)
         super().parse_arguments(parser, words)
 
+    def before_instantiate_classes(self) -> None:
+        expand_paths(self.config[self.subcommand])
+
     def _parse_ckpt_path(self) -> None:
         """Checkpoints hold no hyperparameters that could beat the recipe and the command line."""
+
+
+PATH_KEYS = {
+    "cache", "ckpt_path", "default_root_dir", "dir", "dirpath", "folder", "images", "init_from", "output", "root_dir",
+    "save_dir", "statistics", "teacher",
+}  # fmt: skip
+
+
+def expand_paths(config: Any, key: str = "") -> None:
+    """Replace `~` and environment variables in every path of a parsed recipe, in place, callbacks and loggers too."""
+    items = list(enumerate(config)) if isinstance(config, list) else list(vars(config).items())
+    for name, value in items:
+        path = f"{key}.{name}".removeprefix(".") if isinstance(name, str) else key
+        if isinstance(value, str) and path.rpartition(".")[2] in PATH_KEYS:
+            config[name] = expanded_path(value, path.partition(".init_args")[0])
+        elif isinstance(value, (Namespace, list)):
+            expand_paths(value, path)
 
 
 def expand_inherited(arguments: Sequence[str]) -> list[str]:
@@ -187,7 +209,7 @@ def expand_inherited(arguments: Sequence[str]) -> list[str]:
             if not pending:
                 raise ValueError(f"{flag} needs the path of a recipe")
             value = pending.pop(0)
-        for text in recipe_chain(Path(value)):
+        for text in recipe_chain(Path(expanded_path(value, flag))):
             expanded += ["-c", text]
     return expanded
 
@@ -209,7 +231,8 @@ def recipe_chain(path: Path, below: tuple[Path, ...] = ()) -> list[str]:
     parents = recipe.pop("inherit")
     if not isinstance(parents, list):
         raise ValueError(f"{path}: inherit has to be a list of recipes")
-    chain = [text for parent in parents for text in recipe_chain(path.parent / parent, (*below, path.resolve()))]
+    found = [path.parent / expanded_path(str(parent), f"{path}: inherit") for parent in parents]
+    chain = [text for parent in found for text in recipe_chain(parent, (*below, path.resolve()))]
     return [*chain, yaml.safe_dump(recipe)] if recipe else chain
 
 
@@ -270,6 +293,8 @@ def one_line_of(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         where = f", {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}: make room, then run the command again; fit goes on with --ckpt_path"
+    if isinstance(error, OSError) and error.errno in NO_ACCESS and error.filename and not _is_ours(error):
+        return f"{error.strerror}: {error.filename}; name another file or folder, or mend its permissions"
     mendable = isinstance(error, (ValueError, OSError, RuntimeError, ImportError)) and _is_ours(error)
     return " ".join(str(error).split()) if mendable or isinstance(error, OmegaConfBaseException) else None
 

@@ -24,7 +24,7 @@ from lightning_dfd import pages
 from lightning_dfd.data import Clip, Problem, VideoError, first_problems, list_clips, read_video, write_video
 from lightning_dfd.data.datamodule import UNKNOWN_RATE
 from lightning_dfd.data.files import expanded, replacing, require_writable
-from lightning_dfd.data.video import middle_rate, rate_of
+from lightning_dfd.data.video import glance, middle_rate, note_guessed_colours
 from lightning_dfd.metrics import VideoSuite, relative_to_teacher
 from lightning_dfd.pictures import enlarge, video_grid
 from lightning_dfd.types import VideoSize
@@ -163,9 +163,12 @@ class Rates(NamedTuple):
 def one_rate(sources: Sequence[Source], fps: float | None) -> tuple[Rates, list[str]]:
     """The rate at which all folders are read, and what to say of it: frames as stored compare only between videos of
     one rate. Asked for none where they differ, it is the lowest of the folders' middle rates."""
+    seen = {one.name: [glance(clip.source) for clip in one.clips] for one in sources}
+    for one in sources:
+        note_guessed_colours(one.folder, sum(video.guessed_colours for video in seen[one.name]))
     if fps is not None:
         return Rates(fps, fps), []
-    found = {one.name: sorted(filter(None, (rate_of(clip.source) for clip in one.clips))) for one in sources}
+    found = {name: sorted(video.rate for video in videos if video.rate) for name, videos in seen.items()}
     middle = {name: rate for name, rates in found.items() if (rate := middle_rate(rates))}
     if not middle:
         return Rates(None, None), []

@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from lightning_dfd.backbones import backbone_from_pretrained
 from lightning_dfd.checkpoints import FRAME_RATE, OURS, below, only_weights, read_checkpoint, refuse_misfit
 from lightning_dfd.data import VideoDataModule
+from lightning_dfd.data.files import expanded
 from lightning_dfd.discriminator import Discriminator, tapped
 from lightning_dfd.draws import Draws, hash_seed
 from lightning_dfd.loggers import guard
@@ -129,6 +130,8 @@ class DistillationModule(LightningModule):
         # Hyperparameters are not saved into checkpoints: on resume the recipe and the command line decide.
         self.automatic_optimization = False
         self.strict_loading = False  # the teacher is not in checkpoints; on_load_checkpoint checks the rest
+        teacher = expanded(teacher, "model.teacher")
+        init_from = init_from and expanded(init_from, "model.init_from")
         self.backbone = backbone_from_pretrained(teacher, getattr(torch, dtype), max_sequence_length, backbone)
         self.backbone.quantization, self.backbone.offload = quantization, offload
         self.compiled = compile

@@ -20,7 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_dfd.checkpoints import FRAME_RATE, OURS, CheckpointFiles, read_checkpoint
-from lightning_dfd.data import Process, VideoDataModule, list_clips, write_cache, write_video
+from lightning_dfd.data import Process, VideoDataModule, list_clips, read_first_frame, write_cache, write_video
+from lightning_dfd.data.files import expanded, require_writable
 from lightning_dfd.export import ExportFormat, ExportReport, export_student
 from lightning_dfd.generation import TEACHER_STEPS, Request, condition, generate_latents, requests_for
 from lightning_dfd.module import DistillationModule
@@ -68,6 +69,7 @@ class DistillationTrainer(Trainer):
             ckpt_path: a checkpoint, or `last` for the run's newest whole one, and for a new run if there is none.
             weights_only: left as it is: checkpoints are never allowed to run code.
         """
+        require_writable(self.default_root_dir, "trainer.default_root_dir")
         if ckpt_path == "last":
             ckpt_path = newest_checkpoint(self)
             if ckpt_path is None:
@@ -132,6 +134,7 @@ class DistillationTrainer(Trainer):
         self.strategy.setup_environment()
         if datamodule.folder is None or datamodule.cache is None:
             raise ValueError("cache needs data.folder (videos to read) and data.cache (the folder to write)")
+        require_writable(datamodule.cache, "data.cache")
         model.backbone.to(self.strategy.root_device)
         listing = list_clips(datamodule.folder)
         report = write_cache(
@@ -174,12 +177,17 @@ class DistillationTrainer(Trainer):
             output: folder to write to.
             prompts: what to show; null for the first 8 captions of the data.
             seeds: one video of every prompt for each; null for 0 and 1.
-            images: image-to-video only: one file for each prompt, with whose first frame its videos begin; null for
-                the data's clips.
+            images: image-to-video only: one file for each prompt, a picture or a video, with whose first frame its
+                videos begin; null for the data's clips.
             role: student, ema, teacher or fake; null for what would be exported.
             ckpt_path: of a checkpoint, or `last`; null for the student as training would start it, or for the teacher.
             batch_size: videos sampled together.
         """
+        output = expanded(output, "output")
+        require_writable(output, "output")
+        images = images and [expanded(image, "images") for image in images]
+        for image in images or ():
+            read_first_frame(image, datamodule.size.height, datamodule.size.width)
         if role == "teacher":
             model.init_from = None
         trained = self._load(model, ckpt_path)
@@ -230,6 +238,7 @@ class DistillationTrainer(Trainer):
             ckpt_path: of a checkpoint, or `last` for the newest whole one of the recipe's run.
             format: pipeline, or lora for `load_lora_weights`.
         """
+        require_writable(Path(expanded(output, "output")).parent, "output")
         model.backbone.quantization = None  # what is exported is merged into the teacher as it was published
         facts = self._load(model, ckpt_path)
         rate = _playing_rate(facts, datamodule)
@@ -248,6 +257,7 @@ class DistillationTrainer(Trainer):
                 raise FileNotFoundError("ckpt_path is last, and the recipe's run has no whole checkpoint; name one")
             ckpt_path = str(found)
         if ckpt_path is not None:
+            ckpt_path = expanded(ckpt_path, "ckpt_path")
             model.init_from = None
         model.configure_model()
         facts = {} if ckpt_path is None else model.load_weights(ckpt_path)

@@ -16,7 +16,7 @@ Axis legend: C = 3 colour channels, H height, W width.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import av
 import numpy as np
@@ -67,8 +67,8 @@ class Colours(NamedTuple):
     guessed: bool
 
 
-def colours_of(frame: av.VideoFrame) -> Colours:
-    """From a frame's tags; where they are missing, from those that are there, or from its size."""
+def colours_of(frame: av.VideoFrame | av.VideoCodecContext) -> Colours:
+    """From a frame's tags, or a stream's; where they are missing, from those that are there, or from its size."""
     matrix, primaries, curve = frame.colorspace, frame.color_primaries, frame.color_trc
     hdr = curve in (PQ, HLG)
     is_rgb = _has_no_matrix(frame)
@@ -98,7 +98,7 @@ def why_unreadable(frame: av.VideoFrame, codec_tag: str) -> str:
     if matrix not in (*MATRICES, UNKNOWN, RESERVED):
         return f"its colours are {OTHER_MATRICES.get(matrix, f'of matrix {matrix}')}; convert it to BT.709"
     if codec_tag in DOLBY_TAGS and curve not in (PQ, HLG) and frame.color_primaries in (UNKNOWN, BT2020):
-        return "Dolby Vision without an HDR10 or HLG base, whose colours only its own players know; convert it to BT.709"
+        return "Dolby Vision without an HDR10 or HLG base, whose colours its own players alone know; convert it"
     return ""
 
 
@@ -109,9 +109,9 @@ def to_rgb(frame: av.VideoFrame) -> Pixels:
     if matrix in (BT709, BT2020) and frame.colorspace != matrix:
         options["src_colorspace"] = Colorspace(matrix)
     if primaries == BT709 and curve == UNKNOWN:
-        return frame.to_ndarray(**options)
+        return cast(Pixels, frame.to_ndarray(**options))
     # not rgb48le, which FFmpeg gets wrong for limited range; some rows at a time stay within the processor's cache
-    deep: NDArray[np.uint16] = frame.to_ndarray(**{**options, "format": "gbrp16le", "interpolation": None})
+    deep = cast(NDArray[np.uint16], frame.to_ndarray(**{**options, "format": "gbrp16le", "interpolation": None}))
     return np.concatenate([_converted(deep[row : row + ROWS], primaries, curve) for row in range(0, len(deep), ROWS)])
 
 
@@ -138,9 +138,10 @@ def _roll_off(light: NDArray[np.float32]) -> None:
     light *= (KNEE + (1 - KNEE) * over / (1 + over)) / most
 
 
-def _has_no_matrix(frame: av.VideoFrame) -> bool:
+def _has_no_matrix(frame: av.VideoFrame | av.VideoCodecContext) -> bool:
     """RGB, palettes and grey."""
-    return frame.format.is_rgb or frame.format.has_palette or len(frame.format.components) < 3
+    kind = frame.format
+    return kind is not None and (kind.is_rgb or kind.has_palette or len(kind.components) < 3)
 
 
 # ---- curves and gamuts -----------------------------------------------------------------------------------------

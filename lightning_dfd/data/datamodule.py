@@ -25,7 +25,7 @@ from lightning_dfd.data.cache import INDEX, LatentCache, read_latents
 from lightning_dfd.data.dataset import ClipVideos, OrderedSamples, Sample, SeededStream, collate
 from lightning_dfd.data.files import SampleError, expanded, replacing
 from lightning_dfd.data.listing import Clip, Problem, first_problems, list_clips
-from lightning_dfd.data.video import Facts, VideoError, look, middle_rate, note_guessed_colours, rate_of, read_video
+from lightning_dfd.data.video import Facts, VideoError, glance, look, middle_rate, note_guessed_colours, read_video
 from lightning_dfd.draws import hash_seed
 from lightning_dfd.types import Batch, Conditioning, VideoSize
 
@@ -186,7 +186,7 @@ class VideoDataModule(LightningDataModule):
                 return rate
         if self.folder is None or not Path(self.folder).is_dir():
             return UNKNOWN_RATE
-        return middle_rate(rate_of(clip.source) for clip in list_clips(self.folder).clips[:64]) or UNKNOWN_RATE
+        return middle_rate(glance(clip.source).rate for clip in list_clips(self.folder).clips[:64]) or UNKNOWN_RATE
 
     def setup(self, stage: str | None = None) -> None:
         """Find the clips, check the videos (of a cache, only whether they are still those it was made from), and hold

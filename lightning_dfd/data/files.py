@@ -43,7 +43,7 @@ def expanded(path: str, key: str) -> str:
     Raises:
         ValueError: it names a variable that is not set, or a user who is not known.
     """
-    if "~" not in path[:1] and "$" not in path or os.path.lexists(path):
+    if not (path.startswith("~") or "$" in path) or os.path.lexists(path):
         return path
     found = os.path.expanduser(os.path.expandvars(path))
     if found.startswith("~"):
@@ -56,7 +56,9 @@ def expanded(path: str, key: str) -> str:
 
 def require_writable(folder: str | Path, key: str) -> None:
     """Raise OSError, naming the setting, unless files can be written to `folder`. Makes no folder; a missing one is
-    judged by the nearest one above it that is there."""
+    judged by the nearest one above it that is there. Addresses (`s3://...`) are not tried."""
+    if "://" in str(folder):
+        return
     folder = Path(folder).absolute()
     try:
         place = next(place for place in (folder, *folder.parents) if os.path.lexists(place))

@@ -38,9 +38,11 @@ FORMATS = (
     "yuv4mpegpipe,h264,hevc"
 )
 # The suffixes under which such files go.
-VIDEO_SUFFIXES = tuple(
-    ".mp4 .m4v .mov .qt .mkv .webm .avi .divx .gif .mpg .mpeg .mpe .m1v .m2v .vob .ts .mts .m2ts .m2t .flv .f4v .wmv "
-    ".asf .ogv .ogg .ogm .3gp .3g2 .mj2 .mxf .dv .rm .rmvb .nut .ivf .obu .y4m .h264 .264 .h265 .265 .hevc".split()
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".gif", ".mpg", ".mpeg", ".mpe", ".m1v"),
+    *(".m2v", ".vob", ".ts", ".mts", ".m2ts", ".m2t", ".flv", ".f4v", ".wmv", ".asf", ".ogv", ".ogg", ".ogm"),
+    *(".3gp", ".3g2", ".mj2", ".mxf", ".dv", ".rm", ".rmvb", ".nut", ".ivf", ".obu", ".y4m", ".h264", ".264"),
+    *(".h265", ".265", ".hevc"),
 )
 # Streams that are pictures of a video, or of music.
 PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
@@ -60,8 +62,8 @@ class _Opened(NamedTuple):
 def read_video(path: str | Path | Part, size: VideoSize, fps: float | None) -> Tensor:
     """The first `size.frames` frames of a video, uint8 [C, F, H, W], in the colours of `colours.to_rgb`.
 
-    Of several video streams the largest is read. Frames are scaled to cover height x width and then cropped at the centre. No more frames are decoded than
-    are needed.
+    Of several video streams the largest is read. Frames are scaled to cover height x width and then cropped at the
+    centre. No more frames are decoded than are needed.
 
     Args:
         path: the video file, or the part of a file that is one.
@@ -148,13 +150,21 @@ def look(path: str | Path | Part, sizes: Sequence[VideoSize], fps: float | None)
     return Facts(best, rate or None, colours_of(first).guessed)
 
 
-def rate_of(path: str | Path | Part) -> Fraction | None:
-    """A video's own frames per second, on average; None where it does not say, or cannot be opened."""
+class Glance(NamedTuple):
+    """What a video says of itself without a frame being decoded: `Facts.rate` and `Facts.guessed_colours`."""
+
+    rate: Fraction | None
+    guessed_colours: bool
+
+
+def glance(path: str | Path | Part) -> Glance:
+    """Of a video that cannot be opened, nothing is known."""
     try:
         with _open(path) as (_, stream):
-            return stream.average_rate or None
+            known = stream.codec_context.format is not None
+            return Glance(stream.average_rate or None, known and colours_of(stream.codec_context).guessed)
     except VideoError:
-        return None
+        return Glance(None, False)
 
 
 def middle_rate(rates: Iterable[Fraction | None]) -> float | None:
