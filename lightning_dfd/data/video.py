@@ -139,6 +139,8 @@ def look(path: str | Path | Part, sizes: Sequence[VideoSize], fps: float | None)
     if first is None:
         raise VideoError(f"{path}: no frame in it could be decoded")
     known = shortest.frames if stated is None else stated
+    if known < shortest.frames:  # some formats can but guess how long they are
+        known = _counted_frames(path, fps)
     _require_frames(path, known, shortest.frames, fps)
     rows, columns = (first.width, first.height) if first.rotation % 180 else (first.height, first.width)
 
@@ -276,8 +278,10 @@ def nearest_in_time(
 
 
 def _is_shown(wanted: Fraction, last: Fraction, end: Fraction, step: Fraction) -> bool:
-    """Whether a time after that of the last frame still is of it, for `nearest_in_time`."""
-    return wanted < end or (wanted <= end + 2 * ROUNDING and wanted - last <= step - ROUNDING)
+    """Whether a time after that of the last frame still is of it, for `nearest_in_time`. Times may have been rounded,
+    so that a clip read at its own rate must not get a frame more."""
+    slack = min(ROUNDING, step / 8)
+    return wanted < end - 2 * slack or (wanted <= end + 2 * slack and wanted - last < step - slack)
 
 
 @contextmanager
@@ -393,9 +397,34 @@ def _stated_frames(
     rate = stream.average_rate if fps is None else Fraction(fps)
     if not rate or seconds <= 0:
         return None
-    count = -int(-seconds * rate // 1)  # rounded up: frame i counts if i / fps lies before the end
+    if fps is None:
+        return -int(-seconds * rate // 1)
     gap = 1 / stream.average_rate if stream.average_rate else Fraction(0)
-    return count + _is_shown(count / rate, seconds - gap, seconds, 1 / rate)
+    return _frames_within(seconds, seconds - gap, Fraction(fps))
+
+
+def _counted_frames(path: str | Path | Part, fps: float | None) -> int:
+    """How many frames a file has at `fps` by the times of all its packets; nothing is decoded."""
+    shown = []
+    with _open(path) as (container, stream):
+        for packet in container.demux(stream):
+            if packet.pts is not None and packet.size:
+                shown.append((packet.pts * stream.time_base, (packet.duration or 0) * stream.time_base))
+            elif packet.size and fps is None:
+                shown.append((Fraction(0), Fraction(0)))
+        gap = 1 / stream.average_rate if stream.average_rate else Fraction(0)
+    if fps is None or not shown:
+        return len(shown)
+    start, (last, lasts) = min(shown)[0], max(shown)
+    return _frames_within(last - start + (lasts or gap), last - start, Fraction(fps))
+
+
+def _frames_within(end: Fraction, last: Fraction, fps: Fraction) -> int:
+    """For how many times i / fps `nearest_in_time` finds a frame, of which the last is shown from `last` to `end`."""
+    count = int(last * fps // 1) + 1
+    while _is_shown(count / fps, last, end, 1 / fps):
+        count += 1
+    return count
 
 
 def _require_frames(path: str | Path | Part, found: int, needed: int, fps: float | None) -> None:
