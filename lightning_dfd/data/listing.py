@@ -302,7 +302,7 @@ class _Places:
         """Why the file `name` under the folder must not or cannot be read; empty if it can."""
         if not name or "\0" in name or not _is_utf8(name):
             return "not a file name in UTF-8"
-        if PurePosixPath(name).is_absolute() or (":" in name or "\\" in name) and PureWindowsPath(name).anchor:
+        if PurePosixPath(name).is_absolute() or ((":" in name or "\\" in name) and PureWindowsPath(name).anchor):
             return "absolute path; name files relative to the folder"
         if ".." in name and ".." in PureWindowsPath(name).parts:
             return "'..' leads out of the folder"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
-from conftest import BLOCKS, write_tagged
 
 from lightning_dfd.data import VideoDataModule, VideoError, check_video, read_video
 from lightning_dfd.data.video import glance, look
@@ -17,6 +19,60 @@ SIZE = VideoSize(2, 64, 96)
 # From linear BT.709, as printed in ITU-R BT.2087 and, for Display P3, in Apple's and the W3C's documents.
 TO_2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])
 TO_P3 = np.array([[0.8225, 0.1774, 0.0], [0.0332, 0.9669, 0.0], [0.0171, 0.0724, 0.9108]])
+
+
+BLOCKS = np.array([(1, 1, 1), (1, 0, 0), (0, 0, 1), (0.5, 0.5, 0.5), (0.2, 0.6, 0.3), (0.9, 0.6, 0.5)])
+
+
+def write_tagged(
+    path: Path,
+    signal: np.ndarray,
+    matrix: tuple[float, float],
+    tags: tuple[int, int, int],
+    bits: int = 8,
+    full: bool = False,
+    height: int = 64,
+    width: int = 96,
+) -> Path:
+    """Two frames of blocks side by side, of non-linear R'G'B' [blocks, 3].
+
+    Args:
+        matrix: what red and blue contribute to Y'.
+        tags: FFmpeg's numbers of the matrix, the primaries and the transfer curve, 2 for none.
+        bits: 8 or 10.
+        full: range of the numbers.
+    """
+    red, blue = matrix
+    luma = signal @ (red, 1 - red - blue, blue)
+    chroma = (signal[:, 2] - luma) / (2 - 2 * blue), (signal[:, 0] - luma) / (2 - 2 * red)
+    scale, top, middle = 2 ** (bits - 8), 2**bits - 1, 2 ** (bits - 1)
+    rows = [top * luma, *(middle + top * value for value in chroma)]
+    if not full:
+        rows = [scale * (16 + 219 * luma), *(scale * (128 + 224 * value) for value in chroma)]
+    kind = np.uint8 if bits == 8 else np.uint16
+    planes = [
+        np.repeat(np.round(values).clip(0, top).astype(kind)[None], side // len(values), 1).repeat(high, 0)
+        for values, side, high in zip(
+            rows, (width, width // 2, width // 2), (height, height // 2, height // 2), strict=True
+        )
+    ]
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=8, options={"crf": "1"})
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p" if bits == 8 else "yuv420p10le"
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc = tags
+        context.color_range = 2 if full else 1
+        for number in range(2):
+            frame = av.VideoFrame(width, height, stream.pix_fmt)
+            for plane, values in zip(frame.planes, planes, strict=True):
+                padded = np.zeros((len(values), plane.line_size // kind().itemsize), kind)
+                padded[:, : values.shape[1]] = values
+                plane.update(padded.tobytes())
+            frame.pts, frame.time_base = number, Fraction(1, 8)
+            frame.colorspace, frame.color_range = tags[0], context.color_range
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
 
 
 def light(code: np.ndarray) -> np.ndarray:
@@ -131,9 +187,13 @@ def test_hd_without_a_tag_is_bt709_and_said_once(tmp_path, height, width):
 
 @pytest.mark.parametrize(
     ("tags", "said"),
-    [((1, 1, 9), "its transfer curve is logarithmic"), ((1, 1, 8), "its transfer curve is linear"), ((8, 1, 1), "its colours are YCgCo"),
-     ((1, 10, 1), "its primaries are CIE XYZ")],
-)  # fmt: skip
+    [
+        ((1, 1, 9), "its transfer curve is logarithmic"),
+        ((1, 1, 8), "its transfer curve is linear"),
+        ((8, 1, 1), "its colours are YCgCo"),
+        ((1, 10, 1), "its primaries are CIE XYZ"),
+    ],
+)
 def test_other_colours_are_left_out_by_name(tmp_path, tags, said):
     path = write_tagged(tmp_path / "a.mp4", BLOCKS, BT709, tags)
     for read in (read_video, check_video):

@@ -169,7 +169,7 @@ def test_what_is_no_picture_is_one_line(tmp_path, name, content, said):
 
 
 def test_what_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(VideoError, match="gone.png: No such file"):
+    with pytest.raises(VideoError, match=r"gone\.png: No such file"):
         seen(tmp_path / "gone.png")
     with pytest.raises(VideoError, match="Is a directory"):
         seen(tmp_path)
