@@ -26,6 +26,7 @@ from lightning_dfd.data.files import replacing
 from lightning_dfd.sharding import Like, read_tensors, write_tensors
 
 OURS = "lightning_dfd"  # the key under which a checkpoint holds what is this package's alone
+FRAME_RATE = "Frames a second"  # the fact of a checkpoint that says at which rate its videos are to be played
 SHARDS = "shards"  # and the one under which it names the files of a sharded checkpoint's tensors
 STATE = "checkpoint.ckpt"  # of a sharded checkpoint: written last, so that until then it is the one before
 

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 import lightning.fabric.cli
 import torch
 import yaml
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -36,6 +36,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lightning_dfd import evaluation
 from lightning_dfd.callbacks.record import RecipeRecord
 from lightning_dfd.data import VideoDataModule
+from lightning_dfd.data.files import expanded as expanded_path
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.options import HIDDEN
 from lightning_dfd.resume import Stopped
@@ -57,6 +58,7 @@ PARTS = ("model", "data", "trainer")
 VERSIONS = ("lightning-dfd", "torch", "lightning", "diffusers", "peft")
 NOT_KEYS = ("help", "config", "print_config")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 FABRIC_COMMANDS = ("run", "consolidate")  # Lightning's own `lightning` commands, passed on to it
 HARMLESS = (  # warnings that mean nothing here
     "LightningCLI's args parameter is intended",
@@ -254,8 +256,28 @@ class DistillationCLI(LightningCLI):
             raise SystemExit(0)
         super().parse_arguments(parser, words)
 
+    def before_instantiate_classes(self) -> None:
+        expand_paths(self.config[self.subcommand])
+
     def _parse_ckpt_path(self) -> None:
         """Checkpoints hold no hyperparameters that could beat the recipe and the command line."""
+
+
+PATH_KEYS = {
+    "cache", "ckpt_path", "default_root_dir", "dir", "dirpath", "folder", "images", "init_from", "output",
+    "prompts_file", "root_dir", "save_dir", "statistics", "teacher",
+}  # fmt: skip
+
+
+def expand_paths(config: Any, key: str = "") -> None:
+    """Replace `~` and environment variables in every path of a parsed recipe, in place, callbacks and loggers too."""
+    items = list(enumerate(config)) if isinstance(config, list) else list(vars(config).items())
+    for name, value in items:
+        path = f"{key}.{name}".removeprefix(".") if isinstance(name, str) else key
+        if isinstance(value, str) and path.rpartition(".")[2] in PATH_KEYS:
+            config[name] = expanded_path(value, path.partition(".init_args")[0])
+        elif isinstance(value, (Namespace, list)):
+            expand_paths(value, path)
 
 
 def expand_inherited(arguments: Sequence[str]) -> list[str]:
@@ -265,7 +287,7 @@ def expand_inherited(arguments: Sequence[str]) -> list[str]:
     `inherit:` list with paths relative to the recipe, which is passed on without that key.
     """
     command, recipes, others = split_recipes(arguments)
-    chains = [text for recipe in recipes for text in recipe_chain(Path(recipe).expanduser())]
+    chains = [text for recipe in recipes for text in recipe_chain(Path(expanded_path(recipe, "-c")))]
     return [*command, *(word for text in chains for word in ("-c", text)), *others]
 
 
@@ -312,7 +334,8 @@ def recipe_chain(path: Path, below: tuple[Path, ...] = ()) -> list[str]:
     parents = recipe.pop("inherit")
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise ValueError(f"{path}: inherit is {parents!r}; it must be a list of recipes, as [common.yaml]")
-    chain = [text for parent in parents for text in recipe_chain(path.parent / parent, (*below, path.resolve()))]
+    found = [path.parent / expanded_path(parent, f"{path}: inherit") for parent in parents]
+    chain = [text for parent in found for text in recipe_chain(parent, (*below, path.resolve()))]
     return [*chain, yaml.safe_dump(recipe)] if recipe else chain
 
 
@@ -426,6 +449,8 @@ def one_line_of(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         where = f", {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}: make room, then run the command again; fit goes on with --ckpt_path"
+    if isinstance(error, OSError) and error.errno in NO_ACCESS and error.filename and not _is_ours(error):
+        return f"{error.strerror}: {error.filename}; name another file or folder, or mend its permissions"
     cause: BaseException | None = error
     while cause is not None:  # jsonargparse wraps what the classes of a recipe raise while they are made
         mendable = isinstance(cause, MisconfigurationException)  # Lightning's word for what a recipe can cause

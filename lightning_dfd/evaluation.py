@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import torch
 from jsonargparse import ArgumentParser
@@ -21,7 +22,9 @@ from tqdm import tqdm
 
 from lightning_dfd import pages
 from lightning_dfd.data import Clip, Problem, VideoError, first_problems, list_clips, read_video, write_video
-from lightning_dfd.data.files import replacing
+from lightning_dfd.data.datamodule import UNKNOWN_RATE
+from lightning_dfd.data.files import expanded, replacing, require_writable
+from lightning_dfd.data.video import glance, middle_rate, note_guessed_colours
 from lightning_dfd.metrics import VideoSuite, relative_to_teacher
 from lightning_dfd.pictures import enlarge, video_grid
 from lightning_dfd.types import VideoSize
@@ -29,6 +32,7 @@ from lightning_dfd.types import VideoSize
 TEACHER = "teacher"  # the others are related to the folder of this name
 RECORD, PAGE = "evaluation.json", "index.html"
 SHOWN_CAPTIONS, SHOWN_VIDEOS = 4, 4
+SAME_RATE = 1.01  # rates of up to this ratio count as one: 23.976 is 24
 
 
 def evaluate(
@@ -59,7 +63,8 @@ def evaluate(
         frames: frames read of each video, from its start; 2 or more
         height: pixels; videos are scaled to cover height x width and cropped at the centre
         width: pixels
-        fps: frames per second at which videos are read; null for frames as stored
+        fps: frames per second at which all videos are read; null for frames as stored, or where folders differ in
+            their rate, for the lowest of them
         distance: extractor of the Frechet distance: name, name=weights or package.module.Class; i3d-logits makes it FVD
         diversity: extractor of the diversities, likewise
         min_videos: a folder with fewer usable ones is refused, as distances would be mostly bias; 2 or more
@@ -77,26 +82,32 @@ def evaluate(
     if min(frames, min_videos) < 2 or min(height, width, batch_size) < 1 or not (fps is None or fps > 0):
         raise ValueError("frames and min_videos must be 2 or more; height, width, batch_size and fps above 0")
     # all that can be wrong is found before hours of work
-    reading = Reading(VideoSize(frames, height, width), fps, batch_size, min_videos, usable_device(device))
+    real, output = expanded(real, "real"), expanded(output, "output")
+    videos = {name: expanded(folder, f"videos.{name}") for name, folder in videos.items()}
+    runs = {name: expanded(root, f"runs.{name}") for name, root in (runs or {}).items()}
+    device_used = usable_device(device)
     real_source = source("real", real, min_videos)
     sources = {name: source(name, folder, min_videos) for name, folder in videos.items()}
-    curves = {name: pages.logged_curves(Path(root)) for name, root in (runs or {}).items()}
-    suite = VideoSuite(distance, diversity, min_videos).to(reading.device)
+    curves = {name: pages.logged_curves(Path(root)) for name, root in runs.items()}
     folder = usable_output(Path(output))
+    suite = VideoSuite(distance, diversity, min_videos).to(device_used)
+    rates, note = one_rate((real_source, *sources.values()), fps)
+    reading = Reading(VideoSize(frames, height, width), rates.read, batch_size, min_videos, device_used)
 
     of_real = measure(suite, real_source, reading, real=True)
     found = {name: measure(suite, one, reading) for name, one in sources.items()}
     values = {name: measured.values for name, measured in found.items()}
     relative = {n: relative_to_teacher(own, values.get(TEACHER, {})) for n, own in values.items() if n != TEACHER}
     notes = [note for measured in (of_real, *found.values()) for note in measured.notes]
-    protocol = {"real": real, "size": str(reading.size), "fps": "as stored" if fps is None else f"{fps:g}"}
+    stored = "as stored" + ("" if rates.shown is None else f", {rates.shown:g}")
+    protocol = {"real": real, "size": str(reading.size), "fps": stored if rates.read is None else f"{rates.read:g}"}
     protocol |= {f"extractor of {use}": extractor for use, extractor in suite.fingerprint().items()}
-    report = Report(dict(videos), protocol, values, relative, [*notes, *unlike(found)])
+    report = Report(dict(videos), protocol, values, relative, [*note, *notes, *unlike(found)])
 
     with replacing(folder / RECORD) as file:
         file.write_text(as_json(report), encoding="utf-8")
     with replacing(folder / PAGE) as file:
-        write_page(file, report, {"real": of_real} | found, curves, fps or 8.0)
+        write_page(file, report, {"real": of_real} | found, curves, rates.shown or UNKNOWN_RATE)
     print("\n".join([text_table(*table(report)), "", *(f"Note: {note}" for note in report.notes)]))
     print(f"Open {folder / PAGE}; the numbers are in {folder / RECORD}")
 
@@ -142,6 +153,38 @@ class Part:
     several: bool
 
 
+class Rates(NamedTuple):
+    """Frames per second: at which videos are read, None for frames as stored; and shown, None where it is not known."""
+
+    read: float | None
+    shown: float | None
+
+
+def one_rate(sources: Sequence[Source], fps: float | None) -> tuple[Rates, list[str]]:
+    """The rate at which all folders are read, and what to say of it: frames as stored compare only between videos of
+    one rate. Asked for none where they differ, it is the lowest of the folders' middle rates."""
+    seen = {one.name: [glance(clip.source) for clip in one.clips] for one in sources}
+    for one in sources:
+        note_guessed_colours(one.folder, sum(video.guessed_colours for video in seen[one.name]))
+    if fps is not None:
+        return Rates(fps, fps), []
+    found = {name: sorted(video.rate for video in videos if video.rate) for name, videos in seen.items()}
+    middle = {name: rate for name, rates in found.items() if (rate := middle_rate(rates))}
+    if not middle:
+        return Rates(None, None), []
+    lowest = min(middle.values())
+    ends = [end for rates in found.values() for end in (rates[:1] + rates[-1:])]
+    if max(ends) <= SAME_RATE * min(ends):
+        return Rates(None, lowest), []
+    said = ", ".join(
+        f"{name} {float(rates[0]):.4g}" + (f" to {float(rates[-1]):.4g}" if rates[-1] > rates[0] else "")
+        for name, rates in found.items()
+        if rates
+    )
+    note = f"videos differ in frames a second ({said}), so all are read at {lowest:.4g}; --fps sets another rate"
+    return Rates(lowest, lowest), [note]
+
+
 def usable_device(name: str) -> torch.device:
     """The device of that name; ValueError if torch cannot use it."""
     try:
@@ -159,6 +202,7 @@ def usable_output(folder: Path) -> Path:
         raise OSError(f"output {folder} cannot be made or read ({error.strerror}); name another folder") from error
     if names and RECORD not in names:
         raise ValueError(f"output {folder} holds something else ({names[0]}); name a new or an empty folder")
+    require_writable(folder, "output")
     return folder
 
 

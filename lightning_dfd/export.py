@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_dfd.backbones import Backbone
-from lightning_dfd.checkpoints import below
+from lightning_dfd.checkpoints import FRAME_RATE, below
+from lightning_dfd.data.files import expanded, require_writable, respect_umask
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.pictures import to_frames
 from lightning_dfd.roles import LoraRoles
@@ -57,7 +59,12 @@ class ExportReport:
 
 
 def export_student(
-    module: DistillationModule, output: str | Path, size: VideoSize, format: ExportFormat, facts: Mapping[str, str]
+    module: DistillationModule,
+    output: str | Path,
+    size: VideoSize,
+    format: ExportFormat,
+    facts: Mapping[str, str],
+    fps: float = 8.0,
 ) -> ExportReport:
     """Write the student (its moving average, where there is one) to the folder `output`.
 
@@ -66,14 +73,17 @@ def export_student(
         size: of the videos it was trained on.
         format: `pipeline` or `lora`.
         facts: lines for the model card, name -> value.
+        fps: frames per second of the videos it was trained on, at which the model card's code plays its own.
 
     Raises:
         FileExistsError: `output` is there already.
+        OSError: it cannot be made.
         ValueError: no stock scheduler samples at the student's times, or `lora` is asked of a fully tuned student.
         RuntimeError: diffusers' latents differ from ours.
     """
+    output = Path(expanded(str(output), "output"))
     scheduler = check_export(module, output, format)
-    output = Path(output)
+    require_writable(output.parent, "output")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as partial:
         folder = Path(partial) / "export"
@@ -88,8 +98,9 @@ def export_student(
             pipe.save_pretrained(folder)
         del pipe
         report = _compare(module, folder, output, size, format)
-        card = model_card(module, report, size, facts)
+        card = model_card(module, report, size, facts, fps)
         (folder / "README.md").write_text(card, encoding="utf-8")
+        respect_umask(folder)
         shutil.move(folder, output)
     return report
 
@@ -98,7 +109,7 @@ def check_export(module: DistillationModule, output: str | Path, format: ExportF
     """The scheduler of an export; networks need not be loaded yet. Raises as `export_student` before it writes."""
     if not str(output):
         raise ValueError("output is empty; name a new folder")
-    if Path(output).exists():
+    if os.path.lexists(output):
         raise FileExistsError(f"{output} is there already; export to another folder or delete it first")
     if format == "lora" and module.student.mode == "full":
         raise ValueError("a fully tuned student has no LoRA file; export it with --format pipeline")
@@ -323,7 +334,9 @@ def _pipeline_class(backbone: Backbone) -> Any:
     return getattr(diffusers, backbone.pipeline_name)
 
 
-def model_card(module: DistillationModule, report: ExportReport, size: VideoSize, facts: Mapping[str, str]) -> str:
+def model_card(
+    module: DistillationModule, report: ExportReport, size: VideoSize, facts: Mapping[str, str], fps: float
+) -> str:
     """README.md of an export: what it is, and the code that runs it."""
     backbone = module.backbone
     pipeline = _pipeline_class(backbone)
@@ -339,6 +352,7 @@ def model_card(module: DistillationModule, report: ExportReport, size: VideoSize
         "Times": ", ".join(f"{t:.4g}" for t in module.sampling.steps),
         "Sampling": module.sampling.kind,
         "Trained on": str(size),
+        FRAME_RATE: f"{fps:g}",
         "Student": module.student.mode + (f", rank {module.student.rank}" if module.student.mode == "lora" else ""),
         **{name: value for term in module.terms for name, value in term.card().items()},
         "Difference from the training sampler": f"{report.error:.1e} (relative RMS of latents, on reload)",
@@ -361,7 +375,7 @@ from diffusers.utils import export_to_video{loader}  # needs: pip install imagei
 
 {load}
 video = pipe(prompt="{PROMPT}"{arguments}).frames[0]
-export_to_video(video, "video.mp4")
+export_to_video(video, "video.mp4", fps={fps:g})
 ```
 
 The scheduler is right for {report.network_calls} steps only, and the guidance has to stay as it is here.

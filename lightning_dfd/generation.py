@@ -6,14 +6,14 @@ Axis legend: B batch, C = 3 channels, F frames, H height, W width; latents are [
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lightning_dfd.backbones import Backbone
-from lightning_dfd.data import Clip, VideoDataModule, read_video
+from lightning_dfd.data import Clip, VideoDataModule, read_first_frame
 from lightning_dfd.data import Part as VideoPart
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.types import Conditioning, Role, VideoSize
@@ -24,8 +24,8 @@ TEACHER_STEPS = 50
 @dataclass(frozen=True)
 class Request:
     """One video to make. It depends on prompt and seed alone, not on what else is made beside it, so roles, runs
-    and numbers of processes compare. With image-to-video teachers also on `image`, a file whose first frame is taken;
-    None for that of the first of the data's clips with this prompt for a caption."""
+    and numbers of processes compare. With image-to-video teachers also on `image`, an image file or a video whose first
+    frame is taken; None for that of the first of the data's clips with this prompt for a caption."""
 
     prompt: str
     seed: int
@@ -101,8 +101,8 @@ def _image_of(backbone: Backbone, request: Request, size: VideoSize, data: Video
         if data.latent_cache is not None:
             return data.latent_cache.image_conditioning(clip.name).to(backbone.device)
         path = clip.source
-    frame = read_video(path, replace(size, frames=1), None).float() / 127.5 - 1.0
-    return backbone.encode_images(frame[:, 0][None].to(backbone.device), size.frames)
+    image = read_first_frame(path, size.height, size.width).float() / 127.5 - 1.0
+    return backbone.encode_images(image[None].to(backbone.device), size.frames)
 
 
 def generate_videos(

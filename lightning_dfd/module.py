@@ -23,8 +23,18 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from lightning_dfd.backbones import backbone_from_pretrained
 from lightning_dfd.blocks import feature_shape, tapped
-from lightning_dfd.checkpoints import OURS, below, differing, only_weights, read_checkpoint, refuse_misfit, take_over
+from lightning_dfd.checkpoints import (
+    FRAME_RATE,
+    OURS,
+    below,
+    differing,
+    only_weights,
+    read_checkpoint,
+    refuse_misfit,
+    take_over,
+)
 from lightning_dfd.data import VideoDataModule
+from lightning_dfd.data.files import expanded
 from lightning_dfd.draws import Draws, hash_seed
 from lightning_dfd.loggers import guard
 from lightning_dfd.noise import NoiseLevel, NoiseSchedule, Time
@@ -144,6 +154,8 @@ class DistillationModule(LightningModule):
         # Hyperparameters are not saved into checkpoints: on resume the recipe and the command line decide.
         self.automatic_optimization = False
         self.strict_loading = False  # the teacher is not in checkpoints; on_load_checkpoint checks the rest
+        teacher = expanded(teacher, "model.teacher")
+        init_from = init_from and expanded(init_from, "model.init_from")
         self.backbone = backbone_from_pretrained(teacher, getattr(torch, dtype), max_sequence_length, backbone)
         self.backbone.quantization, self.backbone.offload = quantization, offload
         self.backbone.vae_tiling = vae_tiling
@@ -616,6 +628,7 @@ class DistillationModule(LightningModule):
             checkpoint["lr_schedulers"] = [plain(state) for state in checkpoint["lr_schedulers"]]
             for state in checkpoint["optimizer_states"]:
                 state["param_groups"] = [plain(group) for group in state["param_groups"]]
+        data = self.datamodule
         checkpoint[OURS] = {
             "plans": [
                 plan_at(optimizer, settings, self.schedules.get(role), checkpoint["global_step"])
@@ -627,7 +640,8 @@ class DistillationModule(LightningModule):
             "logs": log_places(self.loggers),
             "runs": log_runs(self.loggers),
             "facts": {
-                "Data": "not stated" if self.datamodule is None else self.datamodule.summary,
+                "Data": "not stated" if data is None else data.summary,
+                **({} if data is None else {FRAME_RATE: f"{data.playing_rate:g}"}),
                 "Iterations": str(checkpoint["global_step"]),
                 "Started from": "a distilled student" if self.init_from else "the teacher",
             },

@@ -10,7 +10,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_dfd.data import VideoDataModule, read_video, write_video
+from lightning_dfd.data import VideoDataModule, read_first_frame, write_video
 from lightning_dfd.data.files import replacing
 from lightning_dfd.data.listing import CAPTION_KEYS
 from lightning_dfd.generation import TEACHER_STEPS, Request, condition, generate_latents, image_clip
@@ -116,7 +116,7 @@ def check_role(model: DistillationModule, role: Role | None, images: Sequence[Pa
     if images is not None and not model.backbone.takes_image:
         raise ValueError(f"got images, and a {model.backbone.pipeline_name} takes none; leave them out")
     for image in images or ():
-        read_video(image, replace(size, frames=1), None)
+        read_first_frame(image, size.height, size.width)
 
 
 def require_images(model: DistillationModule, requests: Sequence[Request], data: VideoDataModule) -> None:

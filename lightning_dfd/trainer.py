@@ -20,8 +20,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning_dfd.callbacks import VideoEvaluation, VideoSamples
 from lightning_dfd.callbacks.progress import IterationBar, TrainedParts
 from lightning_dfd.callbacks.stopping import StopEarly
-from lightning_dfd.checkpoints import OURS, CheckpointFiles, read_checkpoint
+from lightning_dfd.checkpoints import FRAME_RATE, OURS, CheckpointFiles, read_checkpoint
 from lightning_dfd.data import Process, VideoDataModule, list_clips, write_cache
+from lightning_dfd.data.files import expanded, require_writable
 from lightning_dfd.export import ExportFormat, ExportReport, check_export, export_student
 from lightning_dfd.generation import requests_for
 from lightning_dfd.module import DistillationModule
@@ -113,6 +114,7 @@ class DistillationTrainer(Trainer):
             FileExistsError: the folder holds another run.
             RuntimeError: the end of the run could not be saved.
         """
+        require_writable(self.default_root_dir, "trainer.default_root_dir")
         if ckpt_path in ("last", "best"):
             ckpt_path = find_checkpoint(self, str(ckpt_path))
             if ckpt_path is None:
@@ -285,6 +287,7 @@ class DistillationTrainer(Trainer):
         _require_count(encode_batch_size, "encode_batch_size")
         if datamodule.folder is None or datamodule.cache is None:
             raise ValueError("cache needs data.folder (videos to read) and data.cache (the folder to write)")
+        require_writable(datamodule.cache, "data.cache")
         model.backbone.to(self.strategy.root_device)
         listing = list_clips(datamodule.folder)
         report = write_cache(
@@ -329,8 +332,8 @@ class DistillationTrainer(Trainer):
             prompts: what to show: one text, or a list; null for the first 8 captions of the data.
             prompts_file: in place of prompts: a file with one to a line, or a .jsonl with `text`.
             seeds: one video of every prompt for each; null for 0 and 1.
-            images: image-to-video only: one file for each prompt, with whose first frame its videos begin; null for
-                the data's clips.
+            images: image-to-video only: one file for each prompt, a picture or a video, with whose first frame its
+                videos begin; null for the data's clips.
             role: student, ema, teacher or fake; null for what would be exported.
             ckpt_path: of a checkpoint, or `last`; null for the student as training would start it, or for the teacher.
             batch_size: videos sampled together.
@@ -338,7 +341,7 @@ class DistillationTrainer(Trainer):
         _require_count(batch_size, "batch_size")
         asked = wanted(prompts, prompts_file, seeds, images)
         check_role(model, role, asked.images, datamodule.size)
-        folder = usable_output(output)
+        folder = usable_output(expanded(output, "output"))
         if role == "teacher":
             model.init_from = None
         needs_data = asked.prompts is None or (model.backbone.takes_image and asked.images is None)
@@ -346,8 +349,8 @@ class DistillationTrainer(Trainer):
             datamodule.setup("fit")
         requests = requests_for(asked.prompts or first_captions(datamodule), asked.seeds, asked.images)
         require_images(model, requests, datamodule)
-        self._load(model, ckpt_path)
-        role, fps = role or model.best_student, datamodule.fps or 8.0
+        trained = self._load(model, ckpt_path)
+        role, fps = role or model.best_student, _playing_rate(trained, datamodule)
         record = record_of(model, role, requests, datamodule, fps) | {"recipes": self.recipes} | model.loaded_from
         videos = sampled(model, role, requests, datamodule, batch_size, record)
         write_samples(folder, videos, requests, record, fps)
@@ -368,10 +371,13 @@ class DistillationTrainer(Trainer):
             ckpt_path: of a checkpoint, or `last` for the newest whole one of the recipe's run.
             format: pipeline, or lora for `load_lora_weights`.
         """
+        output = expanded(output, "output")
         check_export(model, output, format)
+        require_writable(Path(output).parent, "output")
         model.backbone.quantization = None  # what is exported is merged into the teacher as it was published
         facts = self._load(model, ckpt_path)
-        report = export_student(model, output, datamodule.size, format, facts)
+        rate = _playing_rate(facts, datamodule)
+        report = export_student(model, output, datamodule.size, format, facts, rate)
         rank_zero_info(
             f"{report.folder}: stock diffusers gives the student's latents in {report.network_calls} network calls "
             f"(difference {report.error:.1e}, allowed {report.tolerance:.0e}); see {report.folder / 'README.md'}"
@@ -382,6 +388,7 @@ class DistillationTrainer(Trainer):
         """Networks with a checkpoint's weights, on this trainer's device; returns what the checkpoint says."""
         ckpt_path = self._existing(ckpt_path)
         if ckpt_path is not None:
+            ckpt_path = expanded(ckpt_path, "ckpt_path")
             model.init_from = None
             model.open_checkpoint(ckpt_path, "ckpt_path")  # refused before anything is loaded
         model.configure_model()
@@ -404,6 +411,11 @@ def _default_callbacks(options: Mapping[str, Any]) -> list[Callback]:
         for name, (kind, make) in defaults.items()
         if options.get(name) is not False and not any(isinstance(callback, kind) for callback in given)
     ]
+
+
+def _playing_rate(facts: Mapping[str, str], datamodule: VideoDataModule) -> float:
+    """The rate of the checkpoint's run; without one, of the data."""
+    return float(facts[FRAME_RATE]) if FRAME_RATE in facts else datamodule.playing_rate
 
 
 def _newest_and_last() -> ModelCheckpoint:

@@ -18,6 +18,7 @@ import yaml
 
 from lightning_dfd import cli
 from lightning_dfd.data import VideoDataModule
+from lightning_dfd.data.video import glance
 from lightning_dfd.settings import DMDSettings, GANSettings, StudentSettings, check_counts
 from lightning_dfd.tiny import TINY
 from lightning_dfd.toy import world
@@ -353,6 +354,7 @@ def test_a_runs_own_config_serves_the_other_commands(
     tiny: dict[str, Path], videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["-c", recipe("wan_dmd2"), *small(tiny, "wan", videos, tmp_path), "--ckpt_path", "last"]
+    words += ["--data.fps", "12"]
     assert "no whole checkpoint" in fail(capsys, "export", *words, "--output", str(tmp_path / "student"))
     cli.main(["fit", *words])  # begins, as there is none
     config = str(next((tmp_path / "logs").rglob("config.yaml")))
@@ -361,8 +363,15 @@ def test_a_runs_own_config_serves_the_other_commands(
     card = (tmp_path / "student" / "README.md").read_text(encoding="utf-8")
     assert f"8 clips of {videos.name}" in card
     assert "| Iterations | 6 |" in card
-    cli.main(["sample", "-c", config, "--ckpt_path", "last", "--output", str(tmp_path / "samples"), "--seeds", "[0]"])
-    assert (tmp_path / "samples" / "grid.mp4").is_file()
+    assert 'export_to_video(video, "video.mp4", fps=12)' in card
+    assert "| Frames a second | 12 |" in card
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path / "probe").write_text("")
+    assert modes == {(tmp_path / "probe").stat().st_mode & 0o777}  # as the umask has it
+    words = ["sample", "-c", config, "--ckpt_path", "last", "--output", str(tmp_path / "samples"), "--seeds", "[0]"]
+    cli.main([*words, "--data.fps", "24"])  # the student plays at its own
+    for name in ("grid.mp4", "0000.mp4"):
+        assert glance(tmp_path / "samples" / name).rate == 12
 
 
 def test_logs_count_iterations(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
@@ -385,3 +394,67 @@ def test_a_recipe_finds_classes_in_the_current_folder(tiny: dict[str, Path], vid
     subprocess.run([scripts / "lightning", "fit", "-c", recipe("wan_dmd2"), *words], check=True, cwd=tmp_path)
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(".to_q." in name for name in state)
+
+
+def test_paths_of_a_recipe_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also in callbacks, loggers and inherited recipes, and after `-c=`, where shells leave `~` alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", "/elsewhere")
+    (tmp_path / "mine.yaml").write_text(
+        f"inherit: [{recipe('wan_dmd2')}, ~/data.yaml]\ntrainer: {{default_root_dir: ~/run}}\n"
+        "model: {teacher: ~/teacher, init_from: $PLACE/last.ckpt}\n"
+    )
+    (tmp_path / "data.yaml").write_text("data: {folder: ~/videos, cache: $PLACE/cache}")
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(
+        cli.DistillationCLI, "instantiate_classes", lambda self: seen.update(vars(self.config.fit)) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["fit", "-c=~/mine.yaml", "--model.dmd.negative_prompt", "~ $PLACE"])
+    assert seen["data"].folder == f"{tmp_path}/videos"
+    assert seen["data"].cache == "/elsewhere/cache"
+    assert seen["model"].teacher == f"{tmp_path}/teacher"
+    assert seen["model"].init_from == "/elsewhere/last.ckpt"
+    assert seen["model"].dmd.negative_prompt == "~ $PLACE"
+    assert seen["trainer"].default_root_dir == f"{tmp_path}/run"
+    assert seen["trainer"].callbacks[0].init_args.dirpath == f"{tmp_path}/run/checkpoints"
+    assert seen["trainer"].logger[0].init_args.save_dir == f"{tmp_path}/run"
+
+
+def test_variables_that_are_not_set_are_named(capsys: Any) -> None:
+    message = fail(capsys, "fit", "-c", recipe("wan_dmd2"), "--data.folder", "$NO_SUCH_PLACE/videos")
+    assert "data.folder is $NO_SUCH_PLACE/videos, and the variable $NO_SUCH_PLACE is not set" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["fit", "--trainer.default_root_dir", "{file}/run"], "trainer.default_root_dir"),
+        (["cache", "--data.cache", "{file}/cache"], "data.cache"),
+        (["cache", "--data.cache", "{file}"], "data.cache"),
+        (["sample", "--output", "{file}/samples"], "output"),
+        (["export", "--output", "{file}/student", "--ckpt_path", "x.ckpt"], "output"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_folders_that_cannot_be_written_are_one_line(
+    tiny: dict[str, Path], videos: Path, tmp_path: Path, capsys: Any, words: list[str], key: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """And said before anything is loaded."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("lightning_dfd.backbones.Backbone.load_networks", lambda *words: 1 / 0)
+    given = [word.replace("{file}", str(tmp_path / "file")) for word in words[1:]]
+    message = fail(capsys, words[0], "-c", recipe("wan_dmd2"), *small(tiny, "wan", videos, tmp_path / "run"), *given)
+    assert f"which {key} names, cannot be written" in message
+
+
+def test_what_the_system_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
+    monkeypatch.setattr(cli, "run", lambda words: (tmp_path / "gone").rmdir())
+    for kind, said in ((PermissionError, "Permission denied"), (NotADirectoryError, "Not a directory")):
+
+        def refuse(self: Path, kind: Any = kind, said: str = said) -> None:
+            raise kind(13 if kind is PermissionError else 20, said, str(self))
+
+        monkeypatch.setattr(Path, "rmdir", refuse)
+        assert f"{said}: {tmp_path / 'gone'}; name another" in fail(capsys, "fit")

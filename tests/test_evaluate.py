@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -226,3 +227,61 @@ def test_the_default_reading_and_extractors(world: dict[str, Path], tmp_path: Pa
     assert values["transnetv2_fd"] == pytest.approx(0, abs=1e-6)
     assert 0 < values["diversity"] < 1
     assert 0.8 < values["consistency"] < 1
+
+
+def moving(folder: Path, fps: float, count: int = 5, frames: int = 0) -> Path:
+    """Videos of the same second of a scene, each in its own colour, at this rate."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        clip = np.full((frames or round(2 * fps), 32, 32, 3), 30, np.uint8)
+        for index, picture in enumerate(clip):
+            place = int(28 * index / fps / 2)
+            picture[8:16, place : place + 8] = (200, 50 + 40 * number, 90)
+        write_video(folder / f"{number}.mp4", clip, fps)
+    return folder
+
+
+def test_folders_of_several_rates_are_read_at_the_lowest(tmp_path: Path, capsys: Any) -> None:
+    folders = {"real": moving(tmp_path / "real", 32), "same": moving(tmp_path / "same", 8)}
+    words = ["evaluate", "--videos.same", str(folders["same"]), "--real", str(folders["real"]), *SETTINGS]
+    cli.main([*words, "--output", str(tmp_path / "out")])
+    said = "videos differ in frames a second (real 32, same 8), so all are read at 8; --fps sets another rate"
+    assert f"Note: {said}" in capsys.readouterr().out
+    record = strict(tmp_path / "out" / "evaluation.json")
+    assert record["protocol"]["fps"] == "8"
+    assert record["notes"][0] == said
+    assert said in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert record["values"]["same"]["world_readings_fd"] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("rates", "fps", "read", "shown", "said"),
+    [
+        ({"real": [24, 24], "a": [24, 24]}, None, None, 24, ""),
+        ({"real": [24], "a": [23.976]}, None, None, 23.976, ""),
+        ({"real": [24, 25, 30], "a": [16]}, None, 16, 16, "real 24 to 30, a 16"),
+        ({"real": [30, 2, 30], "a": [30]}, None, 30, 30, "real 2 to 30, a 30"),  # a single slow one decides nothing
+        ({"real": [30], "a": [8]}, 10.0, 10, 10, ""),
+    ],
+)
+def test_the_rate_at_which_folders_are_read(
+    tmp_path: Path, rates: dict[str, list[float]], fps: float | None, read: float | None, shown: float, said: str
+) -> None:
+    sources = []
+    for name, own in rates.items():
+        for number, rate in enumerate(own):
+            moving(tmp_path / name / str(number), rate, count=1, frames=4)
+        sources.append(evaluation.source(name, str(tmp_path / name), 1))
+    found, notes = evaluation.one_rate(sources, fps)
+    assert found == (read, pytest.approx(shown, abs=1e-3))
+    assert bool(notes) == bool(said)
+    assert said in "".join(notes)
+
+
+def test_paths_may_begin_at_home(world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(world["real"].parent))
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    monkeypatch.setattr(evaluation, "measure", lambda *words, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["evaluate", "--videos.a", "~/student", "--real", "~/real", "--output", "$OUT", *SETTINGS])
+    assert (tmp_path / "out").is_dir()

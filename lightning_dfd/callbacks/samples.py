@@ -98,7 +98,7 @@ class VideoSamples(Callback):
             return
         pair = enlarge(side_by_side(self._teacher, student, len(self.seeds)), 96)
         grid = video_grid(pair, 2 * len(self.seeds))
-        fps = require_data(trainer).fps or 8.0
+        fps = require_data(trainer).playing_rate
         video = Path(trainer.default_root_dir) / "samples" / f"{self._done:07d}.mp4"
         try:
             write_video(video, grid, fps)

@@ -2,6 +2,7 @@ from lightning_dfd.data.cache import CacheError, CacheReport, LatentCache, Proce
 from lightning_dfd.data.datamodule import VideoDataModule
 from lightning_dfd.data.dataset import OrderedSamples, Sample, SeededStream, collate
 from lightning_dfd.data.files import Part, SampleError
+from lightning_dfd.data.images import read_first_frame
 from lightning_dfd.data.listing import Clip, Listing, Problem, first_problems, list_clips
 from lightning_dfd.data.video import VideoError, check_video, read_video, write_video
 
@@ -24,6 +25,7 @@ __all__ = [
     "collate",
     "first_problems",
     "list_clips",
+    "read_first_frame",
     "read_video",
     "write_cache",
     "write_video",

@@ -31,7 +31,7 @@ from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.data.dataset import Sample
 from lightning_dfd.data.files import SampleError, replacing
 from lightning_dfd.data.listing import Clip, Problem, first_problems
-from lightning_dfd.data.video import VideoError, best_size, read_video
+from lightning_dfd.data.video import Facts, VideoError, look, middle_rate, note_guessed_colours, read_video
 from lightning_dfd.types import Conditioning, VideoSize
 
 FORMAT = 4
@@ -86,7 +86,8 @@ class CacheSource:
 @dataclass(frozen=True)
 class CacheEntry:
     """One clip of a cache; `latents` and `prompt` are the ids of its files, 16 hex digits. `others` are its further
-    captions, `bucket` is the number of its size among the cache's."""
+    captions, `bucket` is the number of its size among the cache's, `source` the bytes of its video and when that was
+    last changed (ns), where they are known."""
 
     name: str
     caption: str
@@ -94,6 +95,7 @@ class CacheEntry:
     prompt: str
     others: tuple[str, ...] = ()
     bucket: int = 0
+    source: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -163,15 +165,18 @@ def write_cache(
     for one in sizes:
         backbone.check_size(one)
     source = CacheSource(backbone.identity(), sizes, fps)
+    known = None
     if (folder / INDEX).exists():
-        LatentCache.open(folder).source.refuse(folder, source, ELSEWHERE)
+        known = LatentCache.open(folder)
+        known.source.refuse(folder, source, ELSEWHERE)
     own = clips[process.rank :: process.count]
     progress = progress and process.rank == 0
     left_out: dict[str, Problem] = {}
+    facts: dict[str, Facts] = {}
     todo = [clip for clip in own if not _is_current(folder, clip, source)]
     kept = len(own) - len(todo)
     with tqdm(total=len(own), initial=kept, desc="latents", disable=not progress) as bar:
-        for group, group_size in _groups(todo, source, batch_size, left_out):
+        for group, group_size in _groups(todo, source, batch_size, left_out, facts):
             _encode_group(backbone, group, group_size, folder, source, left_out)
             bar.update(len(group))
     written = len(own) - kept - len(left_out)
@@ -182,28 +187,38 @@ def write_cache(
     for encode, text, name in tqdm(texts[process.rank :: process.count], desc="prompts", disable=not progress):
         _write_prompt(encode, text, _prompt_path(folder, name), source)
     # the others' reports; when they are here, their files are too
-    reports = process.gather((written, kept, left_out))
-    left_out = {name: problem for _, _, part in reports for name, problem in part.items()}
+    rates = [one.rate for one in facts.values()]
+    guessed = sum(one.guessed_colours for one in facts.values())
+    reports = process.gather((written, kept, left_out, rates, guessed))
+    left_out = {name: problem for report in reports for name, problem in report[2].items()}
     problems = tuple(left_out[clip.name] for clip in clips if clip.name in left_out)
     done = [clip for clip in clips if clip.name not in left_out]
     if not done:
         raise ValueError(f"nothing to cache: none of {len(clips)} clips could be read{first_problems(problems)}")
     if process.rank == 0:
-        _write_index(folder, source, done, problems)
+        note_guessed_colours(clips[0].root, sum(report[4] for report in reports))
+        rate = middle_rate(rate for report in reports for rate in report[3])
+        _write_index(folder, source, done, problems, rate if rate or not known else known.rate)
     return CacheReport(sum(report[0] for report in reports), sum(report[1] for report in reports), problems)
 
 
 def _groups(
-    clips: Sequence[Clip], source: CacheSource, batch_size: int, left_out: dict[str, Problem]
+    clips: Sequence[Clip],
+    source: CacheSource,
+    batch_size: int,
+    left_out: dict[str, Problem],
+    facts: dict[str, Facts],
 ) -> Iterator[tuple[list[Clip], VideoSize]]:
-    """Clips that the VAE can encode at once, with their size; those that have none are added to `left_out`."""
+    """Clips that the VAE can encode at once, with their size, which is added to `facts`; those that have none are added
+    to `left_out`."""
     waiting: dict[VideoSize, list[Clip]] = {size: [] for size in source.sizes}
     for clip in clips:
         try:
-            size = best_size(clip.source, source.sizes, source.fps)
+            facts[clip.name] = look(clip.source, source.sizes, source.fps)
         except VideoError as error:
             left_out[clip.name] = Problem.of(clip, error)
             continue
+        size = facts[clip.name].size
         waiting[size].append(clip)
         if len(waiting[size]) == batch_size:
             yield waiting[size], size
@@ -270,17 +285,22 @@ def _write_prompt(encode: Encode, prompt: str, path: Path, source: CacheSource) 
     _save(tensors, path, made_from)
 
 
-def _write_index(folder: Path, source: CacheSource, clips: Sequence[Clip], problems: Sequence[Problem]) -> None:
+def _write_index(
+    folder: Path, source: CacheSource, clips: Sequence[Clip], problems: Sequence[Problem], rate: float | None
+) -> None:
     entries = []
     for clip in clips:
         metadata = _metadata(_latents_path(folder, _id(clip.name))) or {BUCKET: "0"}
-        ids = _id(clip.name), _id(clip.caption)
-        entries.append(CacheEntry(clip.name, clip.caption, *ids, clip.others, int(metadata[BUCKET])))
+        ids, stamp = (_id(clip.name), _id(clip.caption)), None
+        if "source_size" in metadata:
+            stamp = int(metadata["source_size"]), int(metadata["source_mtime_ns"])
+        entries.append(CacheEntry(clip.name, clip.caption, *ids, clip.others, int(metadata[BUCKET]), stamp))
     index = {
         "format": FORMAT,
         "identity": dict(source.identity),
         "sizes": [asdict(size) for size in source.sizes],
         "fps": source.fps,
+        "rate": rate,
         "folder": clips[0].root.name,
         "entries": [asdict(entry) for entry in entries],
         "problems": [asdict(problem) for problem in problems],
@@ -291,16 +311,24 @@ def _write_index(folder: Path, source: CacheSource, clips: Sequence[Clip], probl
 
 def _made_from(clip: Clip, source: CacheSource) -> dict[str, str]:
     """What a latents file says of its origin: the video file, or the shard's member, as it is now, and the source."""
-    try:
-        stat, part = clip.path.stat(), clip.part
-    except OSError as error:
-        raise VideoError(f"{clip.source}: {error.strerror}") from error
+    size, changed = _stamp(clip)
     return {
         "name": clip.name,
-        "source_size": str(part.size if part else stat.st_size),
-        "source_mtime_ns": str(part.mtime * 10**9 if part else stat.st_mtime_ns),
+        "source_size": str(size),
+        "source_mtime_ns": str(changed),
         "source": source.digest,
     }
+
+
+def _stamp(clip: Clip) -> tuple[int, int]:
+    """The bytes of a clip's video, and when it was last changed (ns). Raises VideoError if it is gone."""
+    if clip.part:
+        return clip.part.size, clip.part.mtime * 10**9
+    try:
+        stat = clip.path.stat()
+    except OSError as error:
+        raise VideoError(f"{clip.source}: {error.strerror}") from error
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -342,11 +370,18 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
 
 @dataclass(frozen=True)
 class LatentCache:
-    """A cache that `write_cache` has finished."""
+    """A cache that `write_cache` has finished.
+
+    Attributes:
+        left_out: names of the clips that could not be used when it was made.
+        rate: the videos' own frames per second, the middle one; None where it is not known.
+    """
 
     folder: Path
     source: CacheSource
     entries: tuple[CacheEntry, ...]
+    left_out: frozenset[str] = frozenset()
+    rate: float | None = None
 
     @classmethod
     def open(cls, folder: str | Path) -> LatentCache:
@@ -368,7 +403,10 @@ class LatentCache:
                 raise ValueError(f"the sizes are {index['sizes']}")
             sizes = tuple(VideoSize(**size) for size in index["sizes"])
             source = CacheSource(dict(index["identity"]), sizes, fps)
-            return cls(Path(folder), source, tuple(_checked_entries(index["entries"], len(sizes))))
+            left_out = frozenset(str(problem["name"]) for problem in index.get("problems", ()))
+            rate = None if index.get("rate") is None else float(index["rate"])
+            entries = tuple(_checked_entries(index["entries"], len(sizes)))
+            return cls(Path(folder), source, entries, left_out, rate)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read ({error}); delete it and {MAKE_AGAIN}") from error
 
@@ -380,6 +418,28 @@ class LatentCache:
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def differences(self, clips: Sequence[Clip]) -> dict[str, list[str]]:
+        """How a folder's clips differ from those that the cache was made from: kind of difference -> names. Nothing is
+        opened; what was left out then is not new."""
+        entries = {entry.name: entry for entry in self.entries}
+        found: dict[str, list[str]] = {"new": [], "changed": [], "vanished": [], "of other captions": []}
+        for clip in clips:
+            entry = entries.pop(clip.name, None)
+            if entry is None:
+                found["new"] += [clip.name] * (clip.name not in self.left_out)
+                continue
+            try:
+                same = entry.source in (None, _stamp(clip))
+            except VideoError:  # between listing and now
+                found["vanished"].append(clip.name)
+                continue
+            if not same:
+                found["changed"].append(clip.name)
+            elif clip.captions != (entry.caption, *entry.others):
+                found["of other captions"].append(clip.name)
+        found["vanished"] += entries
+        return {kind: names for kind, names in found.items() if names}
 
     def captions(self, index: int) -> tuple[str, ...]:
         """All that a clip has."""
@@ -447,7 +507,10 @@ def _checked_entries(entries: Sequence[Mapping[str, Any]], sizes: int) -> Iterat
     if not entries:
         raise ValueError("it lists no clips")
     for values in entries:
-        entry = CacheEntry(**{**values, "others": tuple(values["others"])})
+        stamp = values.get("source")
+        entry = CacheEntry(**{**values, "others": tuple(values["others"]), "source": stamp and tuple(stamp)})
+        if stamp and not (len(stamp) == 2 and all(isinstance(number, int) for number in stamp)):
+            raise ValueError(f"{stamp!r}, the source of {entry.name!r}, is not two numbers")
         for text in (entry.name, entry.caption, entry.latents, entry.prompt, *entry.others):
             if not isinstance(text, str):
                 raise ValueError(f"{text!r}, of {entry.name!r}, is not text")

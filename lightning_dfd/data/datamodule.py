@@ -23,20 +23,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lightning_dfd.data.cache import LatentCache, read_latents
+from lightning_dfd.data.cache import INDEX, LatentCache, read_latents
 from lightning_dfd.data.dataset import ClipVideos, OrderedSamples, Sample, SeededStream, collate
-from lightning_dfd.data.files import SampleError, replacing
+from lightning_dfd.data.files import SampleError, expanded, replacing
 from lightning_dfd.data.listing import Clip, Problem, first_problems, list_clips
-from lightning_dfd.data.video import VideoError, best_size, read_video
+from lightning_dfd.data.video import Facts, VideoError, glance, look, middle_rate, note_guessed_colours, read_video
 from lightning_dfd.draws import hash_seed
 from lightning_dfd.types import Batch, Conditioning, VideoSize
+
+UNKNOWN_RATE = 8.0  # frames per second
 
 
 class VideoDataModule(LightningDataModule):
     """Captioned videos for training and for validation.
 
     Give `folder` (videos, decoded while training), `cache` (latents and embeddings, made from a folder by
-    `lightning cache`), or both; with a cache, training reads nothing else.
+    `lightning cache`), or both; with a cache, training reads nothing else. Clips of the folder that are new, changed or
+    gone since the cache was made are then warned of. In both, `~` and environment variables are replaced.
 
     The training data are an endless stream in which batch k depends on the seed and k alone, so that a resumed
     run goes on where it stopped, with any number of workers.
@@ -102,8 +105,8 @@ class VideoDataModule(LightningDataModule):
             raise ValueError(f"data.caption_dropout must be at least 0 and below 1, got {caption_dropout}")
         if not 0 <= val_share < 1:
             raise ValueError(f"data.val_share must be at least 0 and below 1, got {val_share}")
-        self.folder = folder
-        self.cache = cache
+        self.folder = None if folder is None else expanded(folder, "data.folder")
+        self.cache = None if cache is None else expanded(cache, "data.cache")
         self.size = VideoSize(frames, height, width)
         self.sizes = tuple(VideoSize(*bucket) for bucket in buckets) if buckets else (self.size,)
         self.fps = fps
@@ -115,6 +118,7 @@ class VideoDataModule(LightningDataModule):
         self.clips: list[Clip] = []
         self.held_out: list[Clip] = []
         self._source: ClipVideos | LatentCache | None = None
+        self._facts: list[Facts] = []  # of every clip that was looked at
         self._buckets: list[int] = []  # of every clip, the number of its size
         self._train: list[int] = []
         self._val: list[int] = []
@@ -175,8 +179,26 @@ class VideoDataModule(LightningDataModule):
         """The training clips in a few words, for a model card."""
         return f"{len(self.clips)} clips of {Path(self.folder or self.cache or '').name}"
 
+    @cached_property
+    def playing_rate(self) -> float:
+        """Frames per second at which samples are to be played, which is the rate of what was trained on: `fps`; without
+        it the middle one of the clips' own (of up to 64 that are looked at), or of those that the cache was made from;
+        8 where none of these is known."""
+        if self.fps is not None:
+            return self.fps
+        if self._facts:
+            return middle_rate(facts.rate for facts in self._facts) or UNKNOWN_RATE
+        if self.cache is not None and (Path(self.cache) / INDEX).is_file():
+            rate = LatentCache.open(self.cache).rate
+            if rate is not None:
+                return rate
+        if self.folder is None or not Path(self.folder).is_dir():
+            return UNKNOWN_RATE
+        return middle_rate(glance(clip.source).rate for clip in list_clips(self.folder).clips[:64]) or UNKNOWN_RATE
+
     def setup(self, stage: str | None = None) -> None:
-        """Find the clips, check the videos (not those of a cache), and hold out the share for validation.
+        """Find the clips, check the videos (of a cache, only whether they are still those it was made from), and hold
+        out the share for validation.
 
         Raises:
             FileNotFoundError: the folder or the cache is not there.
@@ -187,6 +209,8 @@ class VideoDataModule(LightningDataModule):
         source: ClipVideos | LatentCache
         if self.latent_cache is not None:
             source = cache = self.latent_cache
+            if stage in (None, "fit"):
+                self._warn_of_other_clips(cache)
             paths = [cache.latents_path(index) for index in range(len(cache))]
             clips = [
                 Clip(entry.name, path, entry.caption, entry.others)
@@ -288,6 +312,26 @@ class VideoDataModule(LightningDataModule):
             return 0
         return self.trainer.global_step * int(getattr(self.trainer.lightning_module, "accumulate", 1))
 
+    def _warn_of_other_clips(self, cache: LatentCache) -> None:
+        """Where the folder is there, say how its clips differ from the cache's."""
+        if self.folder is None or not Path(self.folder).is_dir() or not self._is_first_rank():
+            return
+        try:
+            clips = list_clips(self.folder).clips
+        except ValueError:  # it holds no clips
+            clips = ()
+        found = [
+            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for kind, names in cache.differences(clips).items()
+        ]
+        if found:
+            warnings.warn(
+                f"{self.folder} is not what {self.cache} was made from, and training goes by the cache: "
+                f"{', '.join(found)}. To take them in, run: lightning cache -c RECIPE --data.folder {self.folder} "
+                f"--data.cache {self.cache}",
+                stacklevel=2,
+            )
+
     def _usable_clips(self) -> dict[Clip, VideoSize]:
         """The folder's clips that can be read, and the size of each; the others are warned of and written to
         problems.json."""
@@ -297,9 +341,13 @@ class VideoDataModule(LightningDataModule):
         usable = {}
         for clip in tqdm(listing.clips, desc="checking videos", disable=not self._is_first_rank()):
             try:
-                usable[clip] = best_size(clip.source, self.sizes, self.fps)
+                facts = look(clip.source, self.sizes, self.fps)
             except VideoError as error:
                 problems.append(Problem.of(clip, error))
+            else:
+                self._facts.append(facts)
+                usable[clip] = facts.size
+        note_guessed_colours(self.folder, sum(facts.guessed_colours for facts in self._facts))
         self._report(problems)
         if not usable:
             raise ValueError(f"no usable video in {self.folder}{first_problems(problems)}")

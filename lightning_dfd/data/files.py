@@ -1,8 +1,11 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and the paths that users give."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,18 +30,83 @@ class Part:
         return f"{self.path}/{self.name}"
 
 
+# ---- paths that users give --------------------------------------------------------------------------------------
+
+
+def expanded(path: str, key: str) -> str:
+    """A path with `~` and environment variables replaced. What exists under the very name given stays as it is.
+
+    Args:
+        path: as given in a recipe, on the command line or in Python.
+        key: the setting's name, for the error.
+
+    Raises:
+        ValueError: it names a variable that is not set, or a user who is not known.
+    """
+    if not (path.startswith("~") or "$" in path) or os.path.lexists(path):
+        return path
+    found = os.path.expanduser(os.path.expandvars(path))
+    if found.startswith("~"):
+        raise ValueError(f"{key} is {path}, and there is no home folder of {found.split('/')[0]!r}; write it out")
+    unset = re.search(r"\$(\w+|\{[^}]*\})", found)
+    if unset and not os.path.lexists(found):
+        raise ValueError(f"{key} is {path}, and the variable {unset.group()} is not set; set it, or write the path out")
+    return found
+
+
+def require_writable(folder: str | Path, key: str) -> None:
+    """Raise OSError, naming the setting, unless files can be written to `folder`. Makes no folder; a missing one is
+    judged by the nearest one above it that is there. Addresses (`s3://...`) are not tried."""
+    if "://" in str(folder):
+        return
+    folder = Path(folder).absolute()
+    try:
+        place = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+        if not place.is_dir():
+            raise OSError(errno.ENOTDIR, f"{place} is no folder")
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        where = f"{folder}, which {key} names," if key else str(folder)
+        raise OSError(f"{where} cannot be written ({error.strerror}); name another folder") from error
+
+
+# ---- writing ----------------------------------------------------------------------------------------------------
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its place on success and is removed on failure.
 
     The folder is made where it is missing. The temporary file lies in the same folder, as `os.replace` is only
-    atomic within one file system.
+    atomic within one file system. It is there from the start, empty, with the permissions that the user's umask gives
+    new files; those the result has, whatever wrote it: safetensors makes files that nobody else may read.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
+        mode = _touch(temporary)
         yield temporary
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def respect_umask(folder: Path) -> None:
+    """Give all files in `folder`, which others' code wrote, the permissions of files that are made there by `open`."""
+    probe = folder / f".{os.getpid()}.tmp"
+    try:
+        mode = _touch(probe)
+    finally:
+        probe.unlink(missing_ok=True)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
+
+
+def _touch(path: Path) -> int:
+    """Make an empty file; returns its permissions."""
+    with path.open("wb") as file:
+        return os.fstat(file.fileno()).st_mode & 0o777

@@ -9,6 +9,8 @@ import csv
 import io
 import json
 import os
+import stat
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -16,8 +18,8 @@ from typing import Any
 
 from lightning_dfd.data.files import Part, SampleError
 from lightning_dfd.data.shards import SHARDS, ShardEntry, read_shard
+from lightning_dfd.data.video import VIDEO_SUFFIXES
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".gif")
 CAPTION_KEYS = ("text", "caption")
 SHORT_KEYS = ("short_text", "short_caption")
 
@@ -28,6 +30,7 @@ class Clip:
 
     Args:
         name: its path relative to the root, with forward slashes; of a shard's member the shard's path and its own.
+            In Unicode's composed form (NFC), whichever the file system has.
         path: of the file that holds it.
         caption: the first of its captions.
         others: further captions, shorter ones for example.
@@ -95,9 +98,10 @@ def list_clips(root: str | Path, need_captions: bool = True) -> Listing:
     The list is `metadata.jsonl` or `metadata.csv` (imagefolder style: `file_name` relative to the folder, and
     `text` or `caption`); without one, every video with a caption in a .txt file of the same name beside it and those
     in tar shards, subfolders included, hidden ones not. Further captions of a clip are those of `short_text` and of
-    lists in place of text. Only files that really lie inside the folder are read: absolute paths,
-    `..` and links that lead out are problems, as are missing files and captions and text that is not UTF-8. Where
-    captions are not needed, videos without one have an empty one.
+    lists in place of text. A captioned file whose suffix is no video's is a problem, unless a video has its caption.
+    Only files that really lie inside the folder are read: absolute paths, `..` and links that lead out are problems,
+    as are missing files and captions and text that is not UTF-8. In a snapshot of the hub's cache, links into that
+    repository's blobs are followed. Where captions are not needed, videos without one have an empty one.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -108,8 +112,9 @@ def list_clips(root: str | Path, need_captions: bool = True) -> Listing:
     root = Path(root).resolve()
     clips: dict[str, Clip] = {}
     problems: list[Problem] = []
+    places = _Places(root)
     for row in _rows(root, need_captions):
-        found = row if isinstance(row, Problem) else _check_row(root, row, need_captions)
+        found = row if isinstance(row, Problem) else _check_row(places, row, need_captions)
         if isinstance(found, Clip) and found.name in clips:
             found = Problem(found.name, "listed twice; the first line counts")
         if isinstance(found, Problem):
@@ -137,7 +142,7 @@ def _rows(root: Path, need_captions: bool) -> Iterator[_Row | Problem]:
     for name, read in (("metadata.jsonl", _jsonl_rows), ("metadata.csv", _csv_rows)):
         path = root / name
         if path.is_file():
-            if not path.resolve().is_relative_to(root):
+            if not _is_inside(path.resolve(), root):
                 raise ValueError(f"{path} is a link that leads out of the folder; put the file itself there")
             return read(path)
     return _sidecar_rows(root, need_captions)
@@ -201,30 +206,48 @@ def captions_of(entry: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _sidecar_rows(root: Path, need_captions: bool) -> Iterator[_Row | Problem]:
-    def hidden(path: Path) -> bool:
-        return any(part.startswith(".") for part in path.relative_to(root).parts)
-
+    names = sorted(_names(root))
+    by_name = {_composed(name): name for name in names}
     wanted = (*VIDEO_SUFFIXES, *SHARDS)
-    found = (path for path in root.rglob("*") if path.name.lower().endswith(wanted) and not hidden(path))
-    for path in sorted(found, key=lambda path: path.relative_to(root).as_posix()):
-        name = path.relative_to(root).as_posix()
-        if name.lower().endswith(SHARDS):
+    captioned = {_composed(_stem(name)) for name in names if name.lower().endswith(wanted)}
+    places = _Places(root)
+    for name in names:
+        stem = _composed(_stem(name))
+        text = by_name.get(f"{stem}.txt")
+        if not name.lower().endswith(wanted):
+            if text not in (None, name) and stem not in captioned and (root / name).is_file():
+                suffix = os.path.splitext(name)[1] or "no suffix"
+                yield Problem(_printable(name), f"{suffix} is no video's; rename or convert it")
+        elif name.lower().endswith(SHARDS):
             yield from _shard_rows(root, name, need_captions)
-            continue
-        text = path.with_suffix(".txt")
-        if not need_captions and not text.exists():
+        elif text is None and not need_captions:
             yield _Row(name, ())
-            continue
-        reason = _check_place(root, text.relative_to(root).as_posix())
-        if reason:
-            yield Problem(_printable(name), f"no caption: {text.name}: {reason}")
-            continue
-        yield _Row(name, (_decoded(text.read_bytes()),))
+        else:
+            text = text or f"{_stem(name)}.txt"
+            reason = places.why_not(text)
+            if reason:
+                yield Problem(_printable(name), f"no caption: {text.rpartition('/')[2]}: {reason}")
+            else:
+                with open(f"{root}/{text}", "rb") as file:
+                    yield _Row(name, (_decoded(file.read()),))
+
+
+def _names(root: Path) -> Iterator[str]:
+    """Everything in a folder, by its path in it, with forward slashes; nothing hidden, and no folder by a link."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = Path(folder).relative_to(root).as_posix()
+        before = "" if inside == "." else f"{inside}/"
+        yield from (before + name for name in (*folders, *files) if not name.startswith("."))
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]
 
 
 def _shard_rows(root: Path, name: str, need_captions: bool) -> Iterator[_Row | Problem]:
     """The videos of one shard, or why it or some of its members are left out."""
-    reason = _check_place(root, name)
+    reason = _Places(root).why_not(name)
     if reason:
         yield Problem(_printable(name), reason)
         return
@@ -246,9 +269,10 @@ def _decoded(content: bytes) -> str:
     return content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="surrogateescape")
 
 
-def _check_row(root: Path, row: _Row, need_captions: bool) -> Clip | Problem:
-    name = PurePosixPath(row.name).as_posix()
-    reason = "" if row.part else _check_place(root, row.name)
+def _check_row(places: _Places, row: _Row, need_captions: bool) -> Clip | Problem:
+    name = unicodedata.normalize("NFC", PurePosixPath(row.name).as_posix())
+    found = row.name if row.part else _as_stored(places.root, row.name)
+    reason = "" if row.part else places.why_not(found)
     wrong = next((type(caption).__name__ for caption in row.captions if not isinstance(caption, str)), None)
     if not reason and wrong:
         reason = f"the caption is {wrong}, not text"
@@ -260,29 +284,78 @@ def _check_row(root: Path, row: _Row, need_captions: bool) -> Clip | Problem:
     if reason:
         return Problem(_printable(row.name), reason)
     first, *others = dict.fromkeys(captions) or ("",)
-    return Clip(name, row.part.path if row.part else root / name, first, tuple(others), row.part)
+    return Clip(name, row.part.path if row.part else places.root / found, first, tuple(others), row.part)
 
 
-def _check_place(root: Path, name: str) -> str:
-    """Why the file `name` under `root` must not or cannot be read; empty if it can."""
-    if not name or "\0" in name or not _is_utf8(name):
-        return "not a file name in UTF-8"
-    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
-        return "absolute path; name files relative to the folder"
-    if ".." in PureWindowsPath(name).parts:
-        return "'..' leads out of the folder"
-    try:
-        place = (root / name).resolve()
-        is_file = place.is_file()
-    except OSError as error:
-        return f"cannot be followed ({error.strerror})"
-    except RuntimeError as error:  # links in a circle, before Python 3.13
-        return f"cannot be followed ({error})"
-    if not place.is_relative_to(root):
-        return "a link that leads out of the folder; put the file itself there"
-    if not is_file:
-        return "no such file"
-    return "" if os.access(place, os.R_OK) else "may not be read by this user"
+class _Places:
+    """Which files may be read of a folder, whose own path holds no links.
+
+    A regular file in a folder that no link leads to lies where its name says. Such folders are remembered, as a list
+    may have a hundred thousand files; so this is made anew for every listing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._plain: dict[str, bool] = {}
+
+    def why_not(self, name: str) -> str:
+        """Why the file `name` under the folder must not or cannot be read; empty if it can."""
+        if not name or "\0" in name or not _is_utf8(name):
+            return "not a file name in UTF-8"
+        if PurePosixPath(name).is_absolute() or ((":" in name or "\\" in name) and PureWindowsPath(name).anchor):
+            return "absolute path; name files relative to the folder"
+        if ".." in name and ".." in PureWindowsPath(name).parts:
+            return "'..' leads out of the folder"
+        path = f"{self.root}/{name}"
+        try:
+            if not (stat.S_ISREG(os.lstat(path).st_mode) and self._is_plain(name.rpartition("/")[0])):
+                place = Path(path).resolve()
+                if not _is_inside(place, self.root):
+                    return "a link that leads out of the folder; put the file itself there"
+                if not place.is_file():
+                    return "no such file"
+        except FileNotFoundError:
+            return "no such file"
+        except OSError as error:
+            return f"cannot be followed ({error.strerror})"
+        except RuntimeError as error:  # links in a circle, before Python 3.13
+            return f"cannot be followed ({error})"
+        return "" if os.access(path, os.R_OK) else "may not be read by this user"
+
+    def _is_plain(self, folder: str) -> bool:
+        """Whether no link is on the way to a folder in this one."""
+        if folder not in self._plain:
+            path = os.path.normpath(f"{self.root}/{folder}")
+            self._plain[folder] = os.path.realpath(path) == path
+        return self._plain[folder]
+
+
+def _is_inside(place: Path, root: Path) -> bool:
+    """Whether a file, links followed, belongs to the folder `root`: it lies there or, where that is a snapshot in the
+    hub's cache (`models--a--b/snapshots/<revision>`, or a folder in it), among the same repository's blobs."""
+    if place.is_relative_to(root):
+        return True
+    for snapshots, repository in zip((root, *root.parents), root.parents, strict=False):
+        if snapshots.name == "snapshots" and repository.name.startswith(("datasets--", "models--", "spaces--")):
+            return place.is_relative_to(repository / "blobs")
+    return False
+
+
+def _composed(path: str) -> str:
+    """A path in Unicode's composed form: file systems and lists differ in how they write an é."""
+    return unicodedata.normalize("NFC", path)
+
+
+def _as_stored(root: Path, name: str) -> str:
+    """`name`, each part in that of Unicode's forms in which the file system has it."""
+    path = PurePosixPath(name)
+    if name.isascii() or "\0" in name or not _is_utf8(name) or path.is_absolute() or ".." in path.parts:
+        return name
+    found = PurePosixPath()
+    for part in path.parts:
+        forms = (found / form for form in (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD"))))
+        found = next((form for form in forms if os.path.lexists(root / form)), found / part)
+    return str(found)
 
 
 def _is_utf8(text: str) -> bool:

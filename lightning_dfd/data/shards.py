@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tarfile
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -70,9 +71,12 @@ def _entries(
         key, suffix = _key_and_suffix(member.name)
         if suffix in CAPTIONS and member.isreg():
             texts.setdefault(key, {})[suffix] = member
+    videos = {key for key, suffix in map(_key_and_suffix, (member.name for member in members)) if suffix in suffixes}
     for member in members:
         key, suffix = _key_and_suffix(member.name)
         if suffix not in suffixes:
+            if key in texts and key not in videos and suffix not in CAPTIONS and member.isreg():
+                yield ShardProblem(member.name, f"{suffix} is no video's suffix; rename or convert it")
             continue
         reason = _why_not(member, size)
         if reason:
@@ -88,7 +92,7 @@ def _entries(
 
 def _key_and_suffix(name: str) -> tuple[str, str]:
     """WebDataset's rule: the key ends at the first dot of the last part of the path. What counts is the last suffix."""
-    folder, _, last = name.rpartition("/")
+    folder, _, last = unicodedata.normalize("NFC", name).rpartition("/")
     return f"{folder}/{last.partition('.')[0]}", f".{last.rpartition('.')[2].lower()}"
 
 

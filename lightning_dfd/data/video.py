@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -18,27 +19,35 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
-from av.video.reformatter import Interpolation
+from av.stream import Disposition
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_dfd.data.colours import colours_of, to_rgb, why_unreadable
 from lightning_dfd.data.files import Part, SampleError, replacing
 from lightning_dfd.types import VideoSize
 
 T = TypeVar("T")
-BT709 = 1  # FFmpeg's number for the colour space, its primaries and its transfer curve alike
+BT709 = 1  # FFmpeg's number for the matrix, the primaries and the transfer curve alike
 LIMITED_RANGE = 1  # FFmpeg's AVCOL_RANGE_MPEG
 
-# FFmpeg's fast conversion to RGB rounds down, which darkens by more than one level of 255 on average. PyAV before
-# 18 (all there is for Python 3.10) cannot be asked for the exact one.
-TO_RGB: dict[str, Any] = {"format": "rgb24"}
-if hasattr(Interpolation, "ACCURATE_RND"):
-    TO_RGB["interpolation"] = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-
-
 # What FFmpeg may take a file for: no playlists, which would make it open other files, in the folder or out of it.
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,flv,asf,ogg,h264,hevc"
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,mxf,dv,rm,nut,ivf,obu,"
+    "yuv4mpegpipe,h264,hevc"
+)
+# The suffixes under which such files go.
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".gif", ".mpg", ".mpeg", ".mpe", ".m1v"),
+    *(".m2v", ".vob", ".ts", ".mts", ".m2ts", ".m2t", ".flv", ".f4v", ".wmv", ".asf", ".ogv", ".ogg", ".ogm"),
+    *(".3gp", ".3g2", ".mj2", ".mxf", ".dv", ".rm", ".rmvb", ".nut", ".ivf", ".obu", ".y4m", ".h264", ".264"),
+    *(".h265", ".265", ".hevc"),
+)
+# Streams that are pictures of a video, or of music.
+PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 MAX_PIXELS = 1 << 26  # of a frame, four times 4K: a file of few bytes can claim a picture of gigabytes
+ROUNDING = Fraction(1, 1000)  # seconds; Matroska and FLV keep times in milliseconds
 
 
 class VideoError(SampleError):
@@ -51,10 +60,10 @@ class _Opened(NamedTuple):
 
 
 def read_video(path: str | Path | Part, size: VideoSize, fps: float | None) -> Tensor:
-    """The first `size.frames` frames of a video, uint8 [C, F, H, W].
+    """The first `size.frames` frames of a video, uint8 [C, F, H, W], in the colours of `colours.to_rgb`.
 
-    Frames are scaled to cover height x width and then cropped at the centre. No more frames are decoded than
-    are needed.
+    Of several video streams the largest is read. Frames are scaled to cover height x width and then cropped at the
+    centre. No more frames are decoded than are needed.
 
     Args:
         path: the video file, or the part of a file that is one.
@@ -63,12 +72,13 @@ def read_video(path: str | Path | Part, size: VideoSize, fps: float | None) -> T
             whose time is nearest (the earlier of two). None for consecutive frames as stored.
 
     Raises:
-        VideoError: the file is missing, broken, without video, too short, or stored askew.
+        VideoError: the file is missing, broken, without video, too short, stored askew, or in colours that cannot be
+            read.
     """
     frames = []
     with _open(path) as (container, stream):
         for frame in islice(_chosen(container, stream, fps), size.frames):
-            reason = _why_unusable(frame, size)
+            reason = _why_unusable(frame, stream, size)
             if reason:
                 raise VideoError(f"{path}: {reason}")
             frames.append(cover_and_crop(_pixels(frame), size.height, size.width))
@@ -87,11 +97,31 @@ def check_video(path: str | Path | Part, size: VideoSize, fps: float | None) -> 
     best_size(path, (size,), fps)
 
 
-def best_size(path: str | Path | Part, sizes: Sequence[VideoSize], fps: float | None) -> VideoSize:
-    """Which of several sizes suits a video best, by its first frame and what it says of its length.
+@dataclass(frozen=True)
+class Facts:
+    """What a video is by its first frame and its own account.
 
-    Of those that it is long enough for, the nearest in shape (to a tenth), of these the longest, of these the nearest
-    in area.
+    Attributes:
+        size: of those asked about, the one that suits it best.
+        rate: frames per second as stored, on average; None where it is not said.
+        guessed_colours: a HD video without a colour tag, which is read as BT.709.
+    """
+
+    size: VideoSize
+    rate: Fraction | None
+    guessed_colours: bool
+
+
+def best_size(path: str | Path | Part, sizes: Sequence[VideoSize], fps: float | None) -> VideoSize:
+    """Which of several sizes suits a video best. See `look`."""
+    return look(path, sizes, fps).size
+
+
+def look(path: str | Path | Part, sizes: Sequence[VideoSize], fps: float | None) -> Facts:
+    """A video's facts, without decoding more than its first frame.
+
+    Of the sizes that it is long enough for, the nearest in shape (to a tenth), of these the longest, of these the
+    nearest in area.
 
     Raises:
         VideoError: as `check_video`, for the size of the fewest frames.
@@ -100,7 +130,8 @@ def best_size(path: str | Path | Part, sizes: Sequence[VideoSize], fps: float | 
     with _open(path) as (container, stream):
         first = next(iter(container.decode(stream)), None)
         stated = _stated_frames(container, stream, fps)
-        reason = "" if first is None else _why_unusable(first, shortest)
+        rate = stream.average_rate
+        reason = "" if first is None else _why_unusable(first, stream, shortest)
         if first is not None and not reason and _is_mirrored(first):
             reason = "stored mirrored; re-encode it"
     if reason:
@@ -108,6 +139,8 @@ def best_size(path: str | Path | Part, sizes: Sequence[VideoSize], fps: float | 
     if first is None:
         raise VideoError(f"{path}: no frame in it could be decoded")
     known = shortest.frames if stated is None else stated
+    if known < shortest.frames:  # some formats can but guess how long they are
+        known = _counted_frames(path, fps)
     _require_frames(path, known, shortest.frames, fps)
     rows, columns = (first.width, first.height) if first.rotation % 180 else (first.height, first.width)
 
@@ -115,7 +148,40 @@ def best_size(path: str | Path | Part, sizes: Sequence[VideoSize], fps: float | 
         shape = abs(math.log(rows / columns * size.width / size.height))
         return round(shape, 1), -size.frames, abs(math.log(rows * columns / (size.height * size.width)))
 
-    return min((size for size in sizes if size.frames <= known), key=misfit)
+    best = min((size for size in sizes if size.frames <= known), key=misfit)
+    return Facts(best, rate or None, colours_of(first).guessed)
+
+
+class Glance(NamedTuple):
+    """What a video says of itself without a frame being decoded: `Facts.rate` and `Facts.guessed_colours`."""
+
+    rate: Fraction | None
+    guessed_colours: bool
+
+
+def glance(path: str | Path | Part) -> Glance:
+    """Of a video that cannot be opened, nothing is known."""
+    try:
+        with _open(path) as (_, stream):
+            known = stream.codec_context.format is not None
+            return Glance(stream.average_rate or None, known and colours_of(stream.codec_context).guessed)
+    except VideoError:
+        return Glance(None, False)
+
+
+def middle_rate(rates: Iterable[Fraction | None]) -> float | None:
+    """Of the rates that are known, the middle one (the lower of two); None for none."""
+    known = sorted(rate for rate in rates if rate)
+    return float(known[(len(known) - 1) // 2]) if known else None
+
+
+def note_guessed_colours(folder: Path | str, count: int) -> None:
+    """Warn, once for a folder, that some of its videos are `Facts.guessed_colours`."""
+    if count:
+        rank_zero_warn(
+            f"{folder}: {count} HD videos have no colour tag and are read as BT.709, as HD video mostly is; if their "
+            "colours look wrong, re-encode them with a tag"
+        )
 
 
 def write_video(path: str | Path, frames: Tensor | NDArray[np.uint8], fps: float) -> None:
@@ -175,16 +241,24 @@ def cover_and_crop(frame: Tensor, height: int, width: int) -> Tensor:
     return frame[:, top : top + height, left : left + width].contiguous()
 
 
-def nearest_in_time(timed: Iterable[tuple[Fraction, T]], fps: float, last: Fraction = Fraction(0)) -> Iterator[T]:
+def nearest_in_time(
+    timed: Iterable[tuple[Fraction, T]],
+    fps: float,
+    last: Fraction = Fraction(0),
+    lasts: Callable[[T], Fraction | None] = lambda item: None,
+) -> Iterator[T]:
     """For every time i / fps the item of `timed` whose time is nearest, the earlier of two equally near ones.
 
-    The last item counts as shown for as long as the one before it (`last` seconds if there is only one), and
-    the choice ends with it. Exact: a time that falls half-way between two frames must not depend on rounding.
+    The choice ends with the last item, which is shown for as long as `lasts` says, else as long as the one before it,
+    else `last` seconds. The moment at which it ends still counts if it is less than a step of 1 / fps from the last
+    item: so 6 seconds at 24 a second give 49 items at 8 a second, and 144 at 24. Exact but for that end: a time that
+    falls half-way between two frames must not depend on rounding.
 
     Args:
         timed: (seconds, item) in the order of time, from 0.
         fps: items per second to choose.
         last: seconds for which an only item is shown.
+        lasts: seconds for which an item is shown, None where it does not say.
     """
     step = 1 / Fraction(fps)
     before: tuple[Fraction, T] | None = None
@@ -195,14 +269,24 @@ def nearest_in_time(timed: Iterable[tuple[Fraction, T]], fps: float, last: Fract
             wanted += step
         last = last if before is None else time - before[0]
         before = time, item
-    while before is not None and wanted < before[0] + last:
+    if before is None:
+        return
+    end = before[0] + (lasts(before[1]) or last)
+    while _is_shown(wanted, before[0], end, step):
         yield before[1]
         wanted += step
 
 
+def _is_shown(wanted: Fraction, last: Fraction, end: Fraction, step: Fraction) -> bool:
+    """Whether a time after that of the last frame still is of it, for `nearest_in_time`. Times may have been rounded,
+    so that a clip read at its own rate must not get a frame more."""
+    slack = min(ROUNDING, step / 8)
+    return wanted < end - 2 * slack or (wanted <= end + 2 * slack and wanted - last < step - slack)
+
+
 @contextmanager
 def _open(path: str | Path | Part) -> Iterator[_Opened]:
-    """The container and its first video stream, decoded by one thread; errors inside become VideoError."""
+    """The container and its largest video stream, decoded by one thread; errors inside become VideoError."""
     if isinstance(path, Part):  # FFmpeg reads a file's bytes from here to there as if they were a file
         url = f"subfile,,start,{path.offset},end,{path.offset + path.size},,:{os.path.abspath(path.path)}"
     else:
@@ -214,11 +298,7 @@ def _open(path: str | Path | Part) -> Iterator[_Opened]:
             options={"protocol_whitelist": "file,subfile", "format_whitelist": FORMATS},
             metadata_errors="replace",
         ) as container:
-            if not container.streams.video:
-                raise VideoError(f"{path}: no video stream in it")
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise VideoError(f"{path}: its codec is not known")
+            stream = _best_stream(path, container)
             stream.codec_context.thread_count = 1
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             yield _Opened(container, stream)
@@ -226,6 +306,22 @@ def _open(path: str | Path | Part) -> Iterator[_Opened]:
         raise VideoError(f"{path}: {error.strerror or type(error).__name__}") from error
     except (UnicodeDecodeError, OverflowError, MemoryError) as error:  # PyAV's own, about what a damaged file claims
         raise VideoError(f"{path}: {type(error).__name__} while decoding") from error
+
+
+def _best_stream(path: str | Path | Part, container: av.container.InputContainer) -> av.video.stream.VideoStream:
+    """The largest, no cover picture; of equally large ones the default."""
+    streams = [stream for stream in container.streams.video if not stream.disposition & PICTURES]
+    if not streams:
+        pictures = f", only {len(container.streams.video)} pictures" if container.streams.video else ""
+        raise VideoError(f"{path}: no video stream in it{pictures}")
+    known = [stream for stream in streams if stream.codec_context is not None]
+    if not known:
+        raise VideoError(f"{path}: its codec is not known")
+
+    def rank(stream: av.video.stream.VideoStream) -> tuple[int, bool]:
+        return stream.codec_context.width * stream.codec_context.height, bool(stream.disposition & Disposition.default)
+
+    return max(known, key=rank)
 
 
 def _chosen(
@@ -236,7 +332,11 @@ def _chosen(
         yield from container.decode(stream)
         return
     gap = 1 / stream.average_rate if stream.average_rate else Fraction(0)
-    yield from nearest_in_time(_timed(container.decode(stream), gap), fps, last=gap)
+    yield from nearest_in_time(_timed(container.decode(stream), gap), fps, gap, _lasts)
+
+
+def _lasts(frame: av.VideoFrame) -> Fraction | None:
+    return frame.duration * frame.time_base if frame.duration and frame.time_base is not None else None
 
 
 def _timed(frames: Iterable[av.VideoFrame], gap: Fraction) -> Iterator[tuple[Fraction, av.VideoFrame]]:
@@ -253,7 +353,7 @@ def _timed(frames: Iterable[av.VideoFrame], gap: Fraction) -> Iterator[tuple[Fra
         yield time, frame
 
 
-def _why_unusable(frame: av.VideoFrame, size: VideoSize) -> str:
+def _why_unusable(frame: av.VideoFrame, stream: av.video.stream.VideoStream, size: VideoSize) -> str:
     """Why a frame must not be shown to a network; empty if it may."""
     if frame.is_corrupt:
         return "damaged, a frame of it did not decode whole"
@@ -262,7 +362,7 @@ def _why_unusable(frame: av.VideoFrame, size: VideoSize) -> str:
     rows, columns = (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
     if rows * columns * max(size.height / rows, size.width / columns) ** 2 > MAX_PIXELS:
         return f"{rows}x{columns} pixels cannot be scaled to cover {size.height}x{size.width}; crop it"
-    return ""
+    return why_unreadable(frame, stream.codec_context.codec_tag)
 
 
 def _is_mirrored(frame: av.VideoFrame) -> bool:
@@ -278,7 +378,7 @@ def _is_mirrored(frame: av.VideoFrame) -> bool:
 
 def _pixels(frame: av.VideoFrame) -> Tensor:
     """uint8 [C, H, W], turned as a player would show it: telephones store the turn beside the pixels."""
-    array = np.rot90(frame.to_ndarray(**TO_RGB), k=frame.rotation // 90)
+    array = np.rot90(to_rgb(frame), k=frame.rotation // 90)
     return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
 
 
@@ -297,7 +397,34 @@ def _stated_frames(
     rate = stream.average_rate if fps is None else Fraction(fps)
     if not rate or seconds <= 0:
         return None
-    return -int(-seconds * rate // 1)  # rounded up: frame i counts if i / fps lies before the end
+    if fps is None:
+        return -int(-seconds * rate // 1)
+    gap = 1 / stream.average_rate if stream.average_rate else Fraction(0)
+    return _frames_within(seconds, seconds - gap, Fraction(fps))
+
+
+def _counted_frames(path: str | Path | Part, fps: float | None) -> int:
+    """How many frames a file has at `fps` by the times of all its packets; nothing is decoded."""
+    shown = []
+    with _open(path) as (container, stream):
+        for packet in container.demux(stream):
+            if packet.pts is not None and packet.size:
+                shown.append((packet.pts * stream.time_base, (packet.duration or 0) * stream.time_base))
+            elif packet.size and fps is None:
+                shown.append((Fraction(0), Fraction(0)))
+        gap = 1 / stream.average_rate if stream.average_rate else Fraction(0)
+    if fps is None or not shown:
+        return len(shown)
+    start, (last, lasts) = min(shown)[0], max(shown)
+    return _frames_within(last - start + (lasts or gap), last - start, Fraction(fps))
+
+
+def _frames_within(end: Fraction, last: Fraction, fps: Fraction) -> int:
+    """For how many times i / fps `nearest_in_time` finds a frame, of which the last is shown from `last` to `end`."""
+    count = int(last * fps // 1) + 1
+    while _is_shown(count / fps, last, end, 1 / fps):
+        count += 1
+    return count
 
 
 def _require_frames(path: str | Path | Part, found: int, needed: int, fps: float | None) -> None:

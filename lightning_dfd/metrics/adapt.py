@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lightning_dfd.data.files import expanded
 from lightning_dfd.features import load_extractor
 from lightning_dfd.features.base import FeatureExtractor
 from lightning_dfd.features.network import hash_of_weights
@@ -77,7 +78,9 @@ def as_extractor(extractor: Extractor) -> FeatureExtractor:
             return as_extractor(_imported(extractor))
         if equals and not source:
             raise ValueError(f"extractor {extractor!r} names no weights; write {name}=/path/to/weights, or {name}")
-        return load_extractor(name, source=source) if equals else load_extractor(name)
+        if not equals:
+            return load_extractor(name)
+        return load_extractor(name, source=expanded(source, f"the weights of {name}"))
     if isinstance(extractor, FeatureExtractor):
         return extractor
     return CallableExtractor(extractor)

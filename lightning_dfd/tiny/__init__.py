@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from lightning_dfd.data.files import respect_umask
 from lightning_dfd.tiny import (
     allegro,
     cogvideox,
@@ -58,6 +59,7 @@ def save_tiny(name: str, folder: str | Path, seed: int = 0) -> Path:
                 if not parameter.any():
                     torch.nn.init.normal_(parameter, std=0.02)
     pipe.save_pretrained(folder)
+    respect_umask(Path(folder))
     return Path(folder)
 
 

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import T5Config, T5EncoderModel
 
+from lightning_dfd.data.files import respect_umask
 from lightning_dfd.noise import schedule_from_config
 from lightning_dfd.tiny.cogvideox import cogvideox_scheduler
 from lightning_dfd.tiny.parts import text_encoder, text_tokenizer
@@ -244,6 +245,7 @@ def save_teacher(pipe: Any, output: Path) -> None:
     pipe.vae.half()
     pipe.transformer.half()
     pipe.save_pretrained(output)
+    respect_umask(output)
     pipe.vae.float()
     pipe.transformer.float()
 

@@ -299,3 +299,98 @@ def test_what_is_missing_is_named(tmp_path, folder):
         path.unlink()
     with pytest.raises(ValueError, match="holds out all 1 clips"):
         VideoDataModule(str(folder), **SHAPE, val_share=0.1).setup()
+
+
+# ---- a cache beside its folder ----------------------------------------------------------------------------------
+
+
+def said_of(folder, cache, stage="fit"):
+    """The warnings of a setup with both."""
+    data = VideoDataModule(str(folder), str(cache), **SHAPE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data.setup(stage)
+    assert len(data.clips) == 7  # whatever the folder holds
+    return [str(warning.message) for warning in caught]
+
+
+def test_a_folder_that_is_its_cache_s_is_passed_over_in_silence(folder, cache, make_clip):
+    assert said_of(folder, cache) == []
+    (folder / "unrelated.pdf").write_bytes(b"x")
+    make_clip(folder / "uncaptioned.mp4")
+    assert said_of(folder, cache) == []
+    shutil.rmtree(folder)
+    assert said_of(folder, cache) == []
+
+
+def test_clips_that_the_cache_does_not_know_are_named(folder, cache, make_clip):
+    for i in range(5):
+        make_clip(folder / f"new{i}.mp4").with_suffix(".txt").write_text("new")
+    make_clip(folder / "1.mp4", shade=90)
+    (folder / "2.txt").write_text("another caption")
+    (folder / "3.mp4").unlink()
+    (folder / "4.txt").unlink()
+    (line,) = said_of(folder, cache)
+    assert "5 new (new0.mp4, new1.mp4, new2.mp4, ...)" in line
+    assert "1 changed (1.mp4)" in line
+    assert "1 of other captions (2.mp4)" in line
+    assert "2 vanished (3.mp4, 4.mp4)" in line
+    assert f"run: lightning cache -c RECIPE --data.folder {folder} --data.cache {cache}" in line
+    assert said_of(folder, cache, "validate") == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_cache(MeanBackbone(), list_clips(folder).clips, cache, SIZE, None, progress=False)
+        VideoDataModule(str(folder), str(cache), **SHAPE).setup("fit")
+
+
+def test_an_empty_folder_beside_a_cache_is_named(folder, cache):
+    for path in folder.iterdir():
+        path.unlink()
+    (line,) = said_of(folder, cache)
+    assert "7 vanished (0.mp4, 1.mp4, 2.mp4, ...)" in line
+
+
+def test_what_was_left_out_of_the_cache_is_not_new(tmp_path, folder, make_clip):
+    make_clip(folder / "short.mp4", frames=3).with_suffix(".txt").write_text("short")
+    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None, progress=False)
+    assert said_of(folder, tmp_path / "cache") == []
+
+
+def test_a_cache_without_stamps_is_compared_by_names_and_captions(folder, cache):
+    """As earlier versions wrote them."""
+    index = json.loads((cache / "cache.json").read_text())
+    for entry in index["entries"]:
+        del entry["source"]
+    del index["rate"]
+    (cache / "cache.json").write_text(json.dumps(index))
+    (folder / "2.txt").write_text("another caption")
+    (line,) = said_of(folder, cache)
+    assert "of other captions (2.mp4). To take" in line
+    assert "changed" not in line
+
+
+# ---- the rate of samples ----------------------------------------------------------------------------------------
+
+
+def test_samples_play_at_the_rate_of_what_was_trained_on(tmp_path, make_clip):
+    root = tmp_path / "videos"
+    for number, rate in enumerate((12, 24, 24, 30)):
+        make_clip(root / f"{number}.mp4", fps=rate).with_suffix(".txt").write_text("x")
+    assert VideoDataModule(str(root), **SHAPE, fps=16).playing_rate == 16
+    data = VideoDataModule(str(root), **SHAPE)
+    assert VideoDataModule(str(root), **SHAPE).playing_rate == 24
+    data.setup()
+    assert data.playing_rate == 24
+    cache = tmp_path / "cache"
+    for _ in range(2):  # a second run, which encodes nothing, keeps it
+        write_cache(MeanBackbone(), list_clips(root).clips, cache, SIZE, None, progress=False)
+    shutil.rmtree(root)
+    assert VideoDataModule(str(root), str(cache), **SHAPE).playing_rate == 24
+    assert VideoDataModule(cache=str(tmp_path / "gone"), **SHAPE).playing_rate == 8
+
+
+def test_paths_of_the_data_may_begin_at_home(tmp_path, folder, cache, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", str(cache))
+    data = VideoDataModule("~/videos", "$PLACE", **SHAPE)
+    assert (data.folder, data.cache) == (str(folder), str(cache))

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import unicodedata
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -354,3 +356,91 @@ def test_streams_of_good_clips_do_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         take(SeededStream(load, count=3, seed=0, batch_size=2), 4)
+
+
+# ---- names and links --------------------------------------------------------------------------------------------
+
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café/é.mp4") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize(("listed", "stored"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_names_meet_in_either_of_unicode_s_forms(tmp_path, listed, stored):
+    touch(tmp_path, stored)
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": listed, "text": "a cup"}), encoding="utf-8")
+    (clip,) = list_clips(tmp_path).clips
+    assert clip.name == COMPOSED
+    assert clip.path.is_file()
+    assert clip.root == tmp_path.resolve()
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / stored).with_name(Path(listed).name).with_suffix(".txt").write_text("a mug")
+    (clip,) = list_clips(tmp_path).clips
+    assert (clip.name, clip.caption) == (COMPOSED, "a mug")
+
+
+def test_a_name_in_mixed_forms_is_found(tmp_path):
+    touch(tmp_path, f"{Path(DECOMPOSED).parent}/{Path(COMPOSED).name}")
+    (tmp_path / "metadata.csv").write_text(f"file_name,text\n{COMPOSED},a cup\n", encoding="utf-8")
+    assert [clip.name for clip in list_clips(tmp_path).clips] == [COMPOSED]
+
+
+def hub_snapshot(root):
+    """A dataset as the hub's cache holds it: files are links to blobs."""
+    repository = root / "datasets--someone--clips"
+    touch(repository / "blobs", "0a1b", "2c3d", "4e5f")
+    (repository / "blobs" / "2c3d").write_text("a dog")
+    (repository / "blobs" / "4e5f").write_text('{"file_name": "a/dog.mp4", "text": "a listed dog"}')
+    snapshot = repository / "snapshots" / "1234abcd"
+    (snapshot / "a").mkdir(parents=True)
+    (snapshot / "a" / "dog.mp4").symlink_to("../../../blobs/0a1b")
+    (snapshot / "a" / "dog.txt").symlink_to("../../../blobs/2c3d")
+    return snapshot
+
+
+def test_links_within_the_hub_s_cache_are_followed(tmp_path):
+    snapshot = hub_snapshot(tmp_path)
+    for root, name in ((snapshot, "a/dog.mp4"), (snapshot / "a", "dog.mp4")):
+        listing = list_clips(root)
+        assert [(clip.name, clip.caption) for clip in listing.clips] == [(name, "a dog")]
+        assert not listing.problems
+    (tmp_path / "link").symlink_to(snapshot)
+    assert len(list_clips(tmp_path / "link").clips) == 1
+    (snapshot / "metadata.jsonl").symlink_to("../../blobs/4e5f")
+    assert [clip.caption for clip in list_clips(snapshot).clips] == ["a listed dog"]
+
+
+def test_links_out_of_the_hub_s_cache_are_refused(tmp_path):
+    snapshot = hub_snapshot(tmp_path)
+    touch(tmp_path, "secret.mp4", "datasets--other--clips/blobs/ffff", "datasets--someone--clips/refs/main")
+    targets = {
+        "out.mp4": tmp_path / "secret.mp4",
+        "other.mp4": tmp_path / "datasets--other--clips/blobs/ffff",
+        "refs.mp4": tmp_path / "datasets--someone--clips/refs/main",
+        "through.mp4": tmp_path / "datasets--someone--clips/blobs/beyond",
+    }
+    targets["through.mp4"].symlink_to(tmp_path / "secret.mp4")
+    for name, target in targets.items():
+        (snapshot / name).symlink_to(target)
+        (snapshot / name).with_suffix(".txt").write_text("x")
+    listing = list_clips(snapshot)
+    assert [clip.name for clip in listing.clips] == ["a/dog.mp4"]
+    assert sorted(problems(listing)) == sorted(targets)
+    assert all("leads out" in reason for reason in problems(listing).values())
+    plain = tmp_path / "plain" / "snapshots" / "v1"  # a folder of that name alone is no cache
+    touch(tmp_path / "plain" / "blobs", "x")
+    plain.mkdir(parents=True)
+    (plain / "a.mp4").symlink_to("../../blobs/x")
+    (plain / "a.txt").write_text("x")
+    with pytest.raises(ValueError, match="leads out"):
+        list_clips(plain)
+
+
+def test_captioned_files_that_are_no_videos_are_named(tmp_path):
+    touch(tmp_path, "a.mp4", "a.json", "b.xyz", "c.MTS", "d", "notes.txt", "e.json")
+    for name in "abcd":
+        (tmp_path / f"{name}.txt").write_text(name)
+    listing = list_clips(tmp_path)
+    assert [clip.name for clip in listing.clips] == ["a.mp4", "c.MTS"]
+    assert problems(listing) == {
+        "b.xyz": ".xyz is no video's; rename or convert it",
+        "d": "no suffix is no video's; rename or convert it",
+    }

@@ -13,20 +13,24 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.stream import Disposition
+from av.video.reformatter import Colorspace
 from PIL import Image
 
-from lightning_dfd.data import VideoError, check_video, read_video, write_video
-from lightning_dfd.data.video import TO_RGB, cover_and_crop, nearest_in_time
+from lightning_dfd.data import VideoError, check_video, list_clips, read_video, write_video
+from lightning_dfd.data.colours import TO_RGB
+from lightning_dfd.data.video import cover_and_crop, nearest_in_time
 from lightning_dfd.toy import world
 from lightning_dfd.types import VideoSize
 
 BIKES = VideoSize(frames=12, height=272, width=640)
 
 
-def decode_all(path):
+def decode_all(path, **options):
     """Every frame, uint8 [F, H, W, C], with its exact time: another way through PyAV than read_video's."""
     with av.open(str(path)) as container:
-        shown = [(frame.pts * frame.time_base, frame.to_ndarray(**TO_RGB)) for frame in container.decode(video=0)]
+        frames = container.decode(video=0)
+        shown = [(frame.pts * frame.time_base, frame.to_ndarray(**TO_RGB, **options)) for frame in frames]
     return [time for time, _ in shown], np.stack([pixels for _, pixels in shown])
 
 
@@ -52,8 +56,9 @@ def test_frame_rate_against_a_full_decode(real_videos, bikes, fps):
 
 
 def test_frame_rate_of_a_video_with_an_odd_rate_and_of_one_with_sound(real_videos):
-    for name, fps in (("carphone_pristine.mp4", 8), ("bigbuckbunny.mp4", 6)):
-        times, frames = decode_all(real_videos / name)
+    hd = {"src_colorspace": Colorspace.ITU709}  # what a video of 720 lines without a tag has
+    for name, fps, options in (("carphone_pristine.mp4", 8, {}), ("bigbuckbunny.mp4", 6, hd)):
+        times, frames = decode_all(real_videos / name, **options)
         wanted = [min(range(len(times)), key=lambda j: (abs(times[j] - Fraction(i, fps)), j)) for i in range(9)]
         clip = read_video(real_videos / name, VideoSize(9, *frames.shape[1:3]), fps)
         assert torch.equal(clip, as_clip(frames[wanted]))
@@ -274,3 +279,98 @@ def test_a_gif_and_a_still_are_videos_of_their_length(tmp_path):
     pictures[0].save(tmp_path / "still.gif")
     with pytest.raises(VideoError, match="1 frames where 3"):
         read_video(tmp_path / "still.gif", VideoSize(3, 16, 24), None)
+
+
+def write_at(path, count, rate, container=None, size=(16, 24), codec="libx264"):
+    """A clip of `count` frames, the k-th of brightness k."""
+    with av.open(str(path), "w", format=container) as out:
+        stream = out.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        for number in range(count):
+            pixels = np.full((*size, 3), number % 250, np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        out.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize(
+    ("rate", "count", "fps", "frames"),
+    [
+        (24, 144, 8, 49),
+        (25, 150, 8, 49),
+        (30, 180, 8, 49),
+        (Fraction(24000, 1001), 144, 8, 49),
+        (Fraction(30000, 1001), 180, 8, 49),
+        (24, 120, 16, 81),
+        (30, 150, 16, 81),
+        (25, 125, 24, 121),
+        (60, 300, 24, 121),
+        (24, 144, 24, 144),  # at its own rate a clip has its own frames
+        (8, 9, 8, 9),
+        (16, 80, 16, 80),
+    ],
+)
+def test_whole_seconds_are_whole(tmp_path, suffix, rate, count, fps, frames):
+    """6 seconds hold 49 frames at 8 a second: the last one wanted is a part of a step after the last that there is."""
+    path = write_at(tmp_path / f"a{suffix}", count, rate)
+    check_video(path, VideoSize(frames, 16, 24), fps)
+    clip = read_video(path, VideoSize(frames, 16, 24), fps)
+    assert abs(int(clip[0, -1, 8, 8]) - (count - 1) % 250) <= 3
+    for read in (check_video, read_video):
+        with pytest.raises(VideoError, match=f"{frames} frames at .* where {frames + 1} are needed"):
+            read(path, VideoSize(frames + 1, 16, 24), fps)
+
+
+def test_the_last_item_lasts_as_long_as_it_says():
+    shown = [(Fraction(0), "a"), (Fraction(1, 5), "b")]
+    assert list(nearest_in_time(shown, 10.0, lasts={"b": Fraction(1, 2)}.get)) == ["a", "a", *"bbbbb"]
+    assert list(nearest_in_time(shown, 10.0, lasts={"b": None}.get)) == ["a", "a", "b", "b"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "rate"),
+    [(".mpg", "mpeg2video", 25), (".ts", "libx264", 25), (".mts", "libx264", 25), (".flv", "flv1", 25),
+     (".wmv", "wmv2", 25), (".m4v", "libx264", 25), (".ogv", "libvpx", 25), (".mxf", "mpeg2video", 25),
+     (".vob", "mpeg2video", 25), (".3gp", "libx264", 25), (".f4v", "libx264", 25), (".nut", "mpeg4", 25),
+     (".y4m", "wrapped_avframe", 25), (".h264", "libx264", 25), (".ivf", "libvpx", 25), (".m2v", "mpeg2video", 25)],
+)  # fmt: skip
+def test_videos_of_other_suffixes_are_read(tmp_path, suffix, codec, rate):
+    container = {".mts": "mpegts", ".m4v": "mp4", ".f4v": "mp4", ".m2v": "mpeg2video"}.get(suffix)
+    path = write_at(tmp_path / f"a{suffix}", 12, rate, container, (32, 48), codec)
+    path.with_suffix(".txt").write_text("a dog")
+    (clip,) = list_clips(tmp_path).clips
+    check_video(clip.source, VideoSize(9, 32, 48), None)
+    assert abs(int(read_video(clip.source, VideoSize(9, 32, 48), None)[0, 8, 16, 24]) - 8) <= 4
+
+
+def test_the_best_of_several_tracks_is_read(tmp_path):
+    """The largest, and never the cover picture, wherever they stand."""
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as out:
+        streams = []
+        for codec, side in (("mjpeg", 400), ("libx264", 32), ("libx264", 96)):
+            stream = out.add_stream(codec, rate=8)
+            stream.height, stream.width, stream.pix_fmt = side, side, "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            streams.append(stream)
+        streams[0].disposition = Disposition.attached_pic
+        for number in range(9):
+            for stream, shade in zip(streams, (200, 100, 50), strict=True):
+                if number and stream is streams[0]:
+                    continue
+                pixels = np.full((stream.height, stream.width, 3), shade, np.uint8)
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        for stream in streams:
+            out.mux(stream.encode())
+    clip = read_video(path, VideoSize(9, 32, 32), None)
+    assert (clip.int() - 50).abs().max() <= 3
+
+
+def test_a_cover_picture_is_no_video(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as out:
+        stream = out.add_stream("mjpeg", rate=1)
+        stream.height, stream.width, stream.pix_fmt, stream.disposition = 32, 32, "yuvj420p", Disposition.attached_pic
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
+        out.mux(stream.encode())
+    with pytest.raises(VideoError, match="no video stream in it, only 1 pictures"):
+        check_video(tmp_path / "a.mp4", VideoSize(1, 32, 32), None)
