@@ -57,11 +57,11 @@ class ScheduleFunction:
 
     @classmethod
     def read(cls, value: Any) -> Any:
-        """From what a recipe holds: class_path and init_args, or, still to be read, an import path alone."""
-        if isinstance(value, str):
-            cls(value)
-            return Namespace(class_path=value)
-        return cls(**value.as_dict())
+        """From what a recipe holds: class_path and init_args. A path alone, or one with `${...}` still in its arguments,
+        is only checked: jsonargparse comes back with all of it."""
+        content = value if isinstance(value, Namespace) else Namespace(class_path=value)
+        made = cls(**content.as_dict())
+        return content if isinstance(value, str) or "${" in str(made.init_args) else made
 
     def write(self) -> dict[str, Any]:
         return {"class_path": self.class_path, "init_args": self.init_args}
@@ -103,7 +103,7 @@ def build(key: str, make: Callable[[Given], Built], given: Given) -> Built:
     try:
         return make(given)
     except Exception as error:  # of whatever class the recipe names; the key is what its user can change
-        raise ValueError(f"{key} cannot be built ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{key} fails ({type(error).__name__}: {error})") from error
 
 
 def trial(

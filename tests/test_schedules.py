@@ -339,19 +339,19 @@ def test_a_rate_of_zero_to_the_end_is_warned_of() -> None:
 
 
 def test_what_cannot_be_built_is_named_by_its_key() -> None:
-    assert "model.student_optimizer cannot be built (ValueError: Invalid learning rate: -1" in refused(
+    assert "model.student_optimizer fails (ValueError: Invalid learning rate: -1" in refused(
         None, make=partial(AdamW, lr=-1.0)
     )
     assert "model.student_optimizer is LBFGS, whose step needs a closure" in refused(None, make=torch.optim.LBFGS)
     assert "model.student_optimizer gives list, which is no torch.optim.Optimizer" in refused(None, make=list)
-    assert "model.lr_scheduler cannot be built (ValueError: Expected positive integer T_0" in refused(
+    assert "model.lr_scheduler fails (ValueError: Expected positive integer T_0" in refused(
         partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=-3)
     )
     assert "model.lr_scheduler gives NoneType, which is no learning-rate schedule" in refused(lambda o: None)
     assert "model.lr_scheduler gives a rate of -0.0005 at iteration 11; it must be 0 or above" in refused(
         lambda o: lr_scheduler.LambdaLR(o, lambda k: 0.5 - k * 0.05)
     )
-    assert "model.lr_scheduler, at iteration 4 of 20, cannot be built (ZeroDivisionError" in refused(
+    assert "model.lr_scheduler, at iteration 4 of 20, fails (ZeroDivisionError" in refused(
         lambda o: lr_scheduler.LambdaLR(o, lambda k: 1 / (4 - k))
     )
     assert "ReduceLROnPlateau watches None; set class_path: lightning.pytorch.cli.ReduceLROnPlateau" in refused(
@@ -436,12 +436,15 @@ def test_recipes_name_schedules_by_class_or_function(
     """And what does not fit is said before the teacher is loaded."""
     wanted = tmp_path / "schedules.yaml"
     cosine = "diffusers.optimization.get_cosine_schedule_with_warmup"
-    function = {"class_path": cosine, "init_args": {"num_warmup_steps": 2, "num_training_steps": 5}}
+    function = {
+        "class_path": cosine,
+        "init_args": {"num_warmup_steps": 2, "num_training_steps": "${trainer.max_steps}"},
+    }
     wanted.write_text(yaml.safe_dump({"model": {"student_lr_scheduler": function}}))
     words = ["fit", "-c", recipe("wan_dmd2"), "-c", str(wanted), *small(tiny, "wan", videos, tmp_path / "run")]
     key = "--model.student_lr_scheduler.init_args"
     more = ["--model.fake_lr_scheduler", "CosineAnnealingLR", "--model.fake_lr_scheduler.init_args.T_max", "6"]
-    cli.main([*words, *more, f"{key}.num_training_steps", "6", "--trainer.log_every_n_steps", "1"])
+    cli.main([*words, *more, "--trainer.log_every_n_steps", "1"])
     assert logged(tmp_path / "run", "train/student_lr")[:3] == pytest.approx([0, 2.5e-5, 5e-5])
     assert logged(tmp_path / "run", "train/fake_lr")[::3] == pytest.approx([5e-5, 2.5e-5])
     (kept,) = (tmp_path / "run").rglob("config.yaml")
@@ -449,10 +452,10 @@ def test_recipes_name_schedules_by_class_or_function(
 
     monkeypatch.setattr(Backbone, "load_transformer", lambda self: pytest.fail("the teacher was loaded"))
     assert "student_lr_scheduler.init_args.num_training_steps is 5 and trainer.max_steps is 9" in fail(
-        capsys, *words, "--trainer.max_steps", "9"
+        capsys, *words, f"{key}.num_training_steps", "5", "--trainer.max_steps", "9"
     )
     assert "model.fake_lr_scheduler: T_max is 6 and trainer.max_steps is 9" in fail(
-        capsys, *words, *more, f"{key}.num_training_steps", "9", "--trainer.max_steps", "9"
+        capsys, *words, *more, "--trainer.max_steps", "9"
     )
     assert "num_warmupp_steps" in fail(capsys, *words, f"{key}.num_warmupp_steps", "9")
     assert "model.lr_scheduler is of both roles" in fail(capsys, *words, "--model.lr_scheduler", "ConstantLR")
