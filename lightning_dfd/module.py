@@ -101,7 +101,7 @@ class DistillationModule(LightningModule):
         quantization: of the frozen weights, for adapters; null for none.
         compile: compile the network's blocks by torch.compile: slower to start, then faster.
         offload: keep VAE and text encoders, and with full tuning the teacher, on the CPU but for what is computing.
-        vae_tiling: let the VAE encode and decode in overlapping tiles: less memory, slightly other pixels and latents.
+        vae_tiling: decode videos in overlapping tiles: less memory, slightly other pixels. Latents are the same.
         student: what is trained.
         sampling: the student's times and kind of sampling.
         dmd: distribution matching.

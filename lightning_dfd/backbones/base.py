@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from lightning_dfd.backbones.blank import blank_network
 from lightning_dfd.backbones.fit import check_parts, features_of
 from lightning_dfd.backbones.identity import identity_of, network_identity_of
-from lightning_dfd.backbones.loading import load_pipeline, read_config
+from lightning_dfd.backbones.loading import load_pipeline, read_config, teacher_not_found
 from lightning_dfd.backbones.location import Location, locate, pinned
 from lightning_dfd.noise import NoiseSchedule, Time, schedule_from_config
 from lightning_dfd.offload import offload_leaves
@@ -46,7 +47,7 @@ class Backbone(ABC):
     Attributes:
         quantization: of the network that `load_transformer` gives; None for none.
         offload: keep VAE and text encoders on the CPU, but for what is computing.
-        vae_tiling: let the VAE work on overlapping tiles, for less memory.
+        vae_tiling: decode in overlapping tiles, for less memory.
     """
 
     quantization: Quantization | None = None
@@ -87,7 +88,10 @@ class Backbone(ABC):
     @cached_property
     def location(self) -> Location:
         """Where the pipeline is: its folder, or the hub's repository at the commit that its revision means now."""
-        return pinned(locate(self.source))
+        try:
+            return pinned(locate(self.source))
+        except OSError as error:
+            raise teacher_not_found(self.source, error) from error
 
     def check_teacher(self) -> None:
         """Refuse, by configs alone, a teacher whose parts do not fit one another or that is not of the kind.
@@ -267,10 +271,8 @@ class Backbone(ABC):
         """Zeros in the shapes of `encode_images`."""
         return Conditioning({})
 
-    def prepare_vae(self, vae: Any) -> None:
-        """Set on a VAE what it cannot do without, and tiling where that was asked for."""
-        if self.vae_tiling:
-            vae.enable_tiling()
+    def prepare_vae(self, vae: Any) -> None:  # noqa: B027, most need nothing
+        """Set on a VAE what it cannot do without."""
 
     def unconditional(self, negative: Conditioning, cond: Conditioning) -> Conditioning:
         """What the network is told in the unguided half of guidance: cond (batch B) with `negative` (1) for prompts."""
@@ -326,7 +328,8 @@ class Backbone(ABC):
         temporal, spatial = self.compression()
         frames, height, width = scaled.shape[2:]
         groups = scaled.split(clips_at_once(((frames - 1) * temporal + 1) * height * width * spatial**2))
-        return torch.cat([self.decode(group).float().clamp(-1.0, 1.0) for group in groups])
+        with _tiles(self.vae, self.vae_tiling):
+            return torch.cat([self.decode(group).float().clamp(-1.0, 1.0) for group in groups])
 
     def decode(self, latents: Tensor) -> Tensor:
         """The VAE's decoder: latents [B, C, f, h, w] as it wants them, to videos [B, C, F, H, W]."""
@@ -495,6 +498,19 @@ class Backbone(ABC):
 def clips_at_once(pixels: int) -> int:
     """Clips of so many pixels (frames included) that a VAE is handed together."""
     return max(1, PIXELS_AT_ONCE // pixels)
+
+
+@contextmanager
+def _tiles(vae: Any, wanted: bool) -> Iterator[None]:
+    """Within it the VAE works on tiles, if wanted; encoding never does, so that latents are the same either way."""
+    change = wanted and not getattr(vae, "use_tiling", False)
+    if change:
+        vae.enable_tiling()
+    try:
+        yield
+    finally:
+        if change:
+            vae.disable_tiling()
 
 
 def cleaned_captions() -> dict[str, bool]:

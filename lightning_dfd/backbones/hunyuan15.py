@@ -49,7 +49,6 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
         self.prepare_vae(pipe.vae)
 
     def prepare_vae(self, vae: Any) -> None:
-        super().prepare_vae(vae)
         vae.enable_slicing()
 
     def preparation(self) -> tuple[str, ...]:

@@ -38,7 +38,6 @@ def identity_of(backbone: Backbone) -> dict[str, str]:
         "vae": config_digest(backbone.vae_config),
         "text_length": str(backbone.max_sequence_length),
         **encoders,
-        **({"vae_tiling": "true"} if backbone.vae_tiling else {}),
         "weights": _weights(backbone, "vae", *backbone.encoder_names),
         "tokenizers": _tokenizers(backbone),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,16 @@ from lightning_dfd.backbones.location import Location, locate, weights_of
 
 # What a teacher that is missing, damaged or of another make raises somewhere in diffusers and transformers; the last
 # is of a .bin file, which both read as plain tensors only (`weights_only`), that holds code.
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, pickle.UnpicklingError)
+UNREADABLE = (
+    OSError,
+    ImportError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
 
 
 def load_pipeline(source: str | Location, dtype: torch.dtype, name: str | None = None, **components: Any) -> Any:
@@ -110,7 +120,7 @@ def _damaged_files(folder: Path) -> list[str]:
                 with safe_open(path, "pt"):
                     pass
             elif path.suffix == ".bin":
-                torch.load(path, "meta", weights_only=True, mmap=True)
+                torch.load(path, "meta", weights_only=True, mmap=zipfile.is_zipfile(path))
         except (ValueError, OSError, SafetensorError, RuntimeError, pickle.UnpicklingError):
             damaged.append(path.relative_to(folder).as_posix())
     return damaged

@@ -28,7 +28,7 @@ def facts(setup: Setup) -> dict[str, Any]:
         "teacher's precision": str(module.backbone.dtype).removeprefix("torch."),
         "quantization": quantization and f"{quantization.kind} by {quantization.backend}",
         "offload": module.backbone.offload,
-        "VAE in tiles": module.backbone.vae_tiling,
+        "decoding in tiles": module.backbone.vae_tiling,
         "trainer's precision": setup.precision,
         "latents": "from the cache" if setup.cached else "encoded while training",
     }
