@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -40,11 +40,14 @@ COMMANDS = [
     ("python -m venv", f"{sys._base_executable} -m venv", "a machine may have python3 alone"),  # type: ignore[attr-defined]
     ("pip install torch", f"pip install -c constraints.txt {TORCH}", "the build that the tests use"),
     ("pip install -e .", "pip install -c constraints.txt ../clone", "what a wheel holds, and not the clone"),
-    ("pip install -e '.", "pip install -c constraints.txt '../clone", "the same with an extra"),
+    ("pip install -e '.[", "pip install -c constraints.txt 'lightning-dfd[", "the extra of what is installed"),
     ("recipes/evaluation.yaml", "recipes/evaluation_offline.yaml", "no hub here: what the page says to take then"),
     ("'[0, 1, 2, 3, 4, 5, 6, 7]'", "'[0, 1]'", "seconds"),
     ("--real my_videos", "--real my_videos --frames 9 --min_videos 8", "frames of tiny videos; as many as were made"),
     ("--trainer.max_steps 2000", "--trainer.max_steps 12", "more than the 10 of recipes/tiny.yaml"),
+    ("outputs/fsdp2 --trainer.devices 8", "outputs/fsdp2 --trainer.devices 1", "test_processes.py runs it on 2"),
+    ("outputs/wan_ddp --trainer.devices 8", "outputs/wan_ddp --trainer.devices 1", "the README's on 2"),
+    ("outputs/wan_fsdp2 --trainer.devices 8", "outputs/wan_fsdp2 --trainer.devices 1", "as the README's"),
     ("--trainer.devices 8", "--trainer.devices 2", "two cores"),
     ("--data.val_share 0.02", "--data.val_share 0.4", "of 8 clips, 3"),
     ("--nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint $HOST:29500", "--standalone --nproc-per-node 2",
@@ -70,6 +73,7 @@ LEFT_OUT = {
     "python -m benchmarks.plan": "measures for minutes",
     "python -m benchmarks.scaling": "plans for minutes",
     "python -m benchmarks.step": "measures for minutes",
+    "lightning plan -c recipes/wan_14b_dmd2.yaml": "plans 14B: minutes",
     "from peft import": "for pipelines that cannot load adapters; test_contract.py loads them so",
     "trainer:\n  strategy:": "a part of a recipe, for several GPUs; test_processes.py trains so",
 }
@@ -112,13 +116,13 @@ FEWER = {
     "data_forcing.yaml": [("max_steps: 100", "max_steps: 6")],
 }
 
-# How the first recipe of a command begins -> the tiny pipeline that stands for its teacher; None for the toy's own.
+# How the first recipe of a command begins -> the folder of its tiny teacher; None for the toy's own.
 TEACHERS = {
-    "recipes/cogvideox_i2v": "cogvideox_i2v",
-    "recipes/cogvideox": "cogvideox",
-    "recipes/wan": "wan",
-    "my_run.yaml": "wan",
-    "buckets.yaml": "wan",
+    "recipes/cogvideox_i2v": "tiny_i2v",
+    "recipes/cogvideox": "tiny",
+    "recipes/wan": "tiny_wan",
+    "my_run.yaml": "tiny_wan",
+    "buckets.yaml": "tiny_wan",
     "recipes/toy": None,
 }
 
@@ -213,7 +217,7 @@ def with_tiny(words: list[str]) -> list[str]:
     name = next(tiny for beginning, tiny in TEACHERS.items() if recipe.startswith(beginning))
     if name is None:
         return words
-    other = [] if name == "cogvideox" else ["--model.teacher", f"tiny_{name}"]
+    other = [] if name == "tiny" else ["--model.teacher", name]
     at = places[-1] + 2
     return [*words[:at], "-c", "recipes/tiny.yaml", *other, *words[at:]]
 
@@ -235,9 +239,7 @@ class Walk:
         """Do a step, or say why not."""
         if step.reason is not None:
             return
-        if step.kind == "sh" and step.text in self.done:
-            if "README's command" not in step.before:
-                self.failures.append(f"{step.page}: a second time, without a word on that: {step.text}")
+        if step.text in self.done and "README's command" in step.before:
             return
         began = time.perf_counter()
         log = self.here.parent / "logs" / f"{len(self.seconds):03d}.txt"
@@ -256,7 +258,7 @@ class Walk:
         if step.file is not None:
             (self.here / step.file).write_text(code, encoding="utf-8")
             code = f"import {Path(step.file).stem}"
-        if step.kind == "yaml" or (step.file or "").startswith("test_"):
+        if step.kind in ("yaml", "") or (step.file or "").startswith("test_"):
             return 0
         return self._ask(log, kind="code", code=code, page=step.page)
 
@@ -265,12 +267,13 @@ class Walk:
         words = shlex.split(line, comments=True)
         if "lightning" in words or "lightning_dfd" in words:
             words = with_tiny(words)
-        alone = "--trainer.devices" not in words and any(text.startswith("lightning") for text in self.done)
-        if words[0] == "lightning" and alone:  # else the installed program: the first, and those that start others
+        first = not any(text.startswith("lightning") for text in self.done)
+        if words[0] == "lightning" and not first and "--trainer.devices 2" not in line:  # else the program itself
             return self._ask(log, kind="lightning", words=words[1:])
         if words[:2] == ["python", "-m"] and words[2] != "venv":
             return self._ask(log, kind="module", words=words[2:])
-        self._end()  # what was started before an installation does not see it
+        if words[0] == "pip":
+            self._end()  # what was started before an installation does not see it
         command = line if "&&" in line else shlex.join(words)
         with log.open("w") as file:
             done = subprocess.run(
@@ -311,6 +314,16 @@ class Walk:
             self.process.stdin.close()
             self.process.wait()
             self.process = None
+
+    def follow_cards(self, *exports: str) -> None:
+        """Run the code of exports' own READMEs as it stands there; it may need nothing of this package."""
+        for export in exports:
+            card = self.here / export / "README.md"
+            steps = list(steps_of(card)) if card.is_file() else []
+            if len(steps) != 1 or "import lightning_dfd" in steps[0].text:
+                self.failures.append(f"{export}/README.md should hold one block, of stock diffusers: {steps}")
+            for step in steps:
+                self.take(replace(step, page=f"{export}/README.md"))
 
     def keep_promises(self, page: str) -> None:
         text = page_named(page).read_text(encoding="utf-8")
@@ -368,17 +381,10 @@ def test_a_newcomer_gets_there(here: Path) -> None:
     torch.set_num_threads(1)
     walk = Walk(here)
     for page in pages_in_order():
-        for step in (step for step in STEPS if step.page == page.name):
+        for step in steps_of(page):
             walk.take(step)
-            if "lightning_dfd.tiny cogvideox tiny" in step.text:  # the others, as the README says below
-                for name in {name for name in TEACHERS.values() if name not in (None, "cogvideox")}:
-                    walk.take(Step(page.name, "sh", f"python -m lightning_dfd.tiny {name} tiny_{name}", ""))
         if page.name == "README.md":
-            for card in ("student", "student_lora"):
-                code = BLOCK.search((here / card / "README.md").read_text(encoding="utf-8"))
-                assert code is not None
-                assert "lightning_dfd" not in code.group(2)
-                walk.take(Step(f"{card}/README.md", "python", code.group(2), ""))
+            walk.follow_cards("student", "student_lora")
         walk.keep_promises(page.name)
     walk._end()
     print("\n".join(f"{seconds:6.1f} {what[:150]}" for seconds, what in walk.seconds))
