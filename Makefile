@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tiny models on a few cores are fastest with one thread each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo study study-quick backbones kills faults test lint clean
+.PHONY: install demo study study-quick backbones kills faults test walk lint clean
 
 install: $(VENV)/.installed
 
@@ -43,6 +43,10 @@ faults: install
 
 test: install lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# README and docs to the letter, from a fresh install; also a part of `make test`.
+walk: install
+	$(BIN)/python -m pytest -n 0 -s tests/test_newcomer.py
 
 lint: install
 	$(BIN)/ruff check lightning_dfd tests benchmarks

@@ -70,5 +70,5 @@ def _package(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"{name} is not installed ({error}); install it with: pip install lightning-dfd[offline-features]"
+            f"{name} is not installed ({error}); install it with: pip install 'lightning-dfd[offline-features]'"
         ) from error
