@@ -32,7 +32,7 @@ MULTISTEP_SOLVERS = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "
 SOLVERS = (FLOW_SOLVER, *ROW_SOLVERS, *EULER_SOLVERS, *MULTISTEP_SOLVERS)
 
 
-class Step(NamedTuple):
+class SolverStep(NamedTuple):
     """One step of a teacher: what the network is told, and the noise levels before and after.
 
     A step need not end where the next begins. diffusers' DDIM steps from row t to row t - T // n and asks next at the
@@ -72,7 +72,7 @@ def sample(
     denoise: Denoise,
     schedule: NoiseSchedule,
     noise: Tensor,
-    times: Sequence[float] | Sequence[Step],
+    times: Sequence[float] | Sequence[SolverStep],
     kind: SampleKind = "ode",
     draw: Draw = torch.randn_like,
     on_step: Callable[[], None] | None = None,
@@ -83,7 +83,7 @@ def sample(
         times: a student's, largest first; or a teacher's steps, as `teacher_times` gives them.
     """
     first = times[0]
-    x = noise * first.scale if isinstance(first, Step) else noise
+    x = noise * first.scale if isinstance(first, SolverStep) else noise
     return _follow(denoise, schedule, x, _way(noise, times), kind, draw, on_step)
 
 
@@ -108,19 +108,19 @@ def _follow(
     return x
 
 
-def _way(x: Tensor, times: Sequence[float] | Sequence[Step]) -> list[tuple[Time, Time | None]]:
+def _way(x: Tensor, times: Sequence[float] | Sequence[SolverStep]) -> list[tuple[Time, Time | None]]:
     """A teacher's steps; a student's lead from each time to the next, and from the last to clean latents."""
 
     def for_all(value: float) -> Tensor:
         return x.new_full((len(x),), value, dtype=torch.float64)
 
-    def level(step: Step, at: Level) -> NoiseLevel:
+    def level(step: SolverStep, at: Level) -> NoiseLevel:
         return NoiseLevel(for_all(step.timestep), *map(for_all, at))
 
-    steps = [time for time in times if isinstance(time, Step)]
+    steps = [time for time in times if isinstance(time, SolverStep)]
     if steps:
         return [(level(step, step.start), None if step.end == CLEAN else level(step, step.end)) for step in steps]
-    ts = [for_all(time) for time in times if not isinstance(time, Step)]
+    ts = [for_all(time) for time in times if not isinstance(time, SolverStep)]
     return list(zip(ts, [*ts[1:], None], strict=True))
 
 
@@ -129,7 +129,7 @@ def _way(x: Tensor, times: Sequence[float] | Sequence[Step]) -> list[tuple[Time,
 
 def teacher_times(
     scheduler_config: Mapping[str, Any], num_steps: int, inverted: bool = False, **own: Any
-) -> tuple[Step, ...]:
+) -> tuple[SolverStep, ...]:
     """The steps that the teacher's own scheduler would take, `num_steps` of them, by its solver of first order.
 
     Timesteps, spacing and noise levels are the scheduler's own. The step is Euler's for flow and DDIM's for tables:
@@ -185,7 +185,7 @@ def _check_settings(name: str, config: Mapping[str, Any], inverted: bool) -> Non
         )
 
 
-def _row_steps(scheduler: Any, told: Sequence[float]) -> tuple[Step, ...]:
+def _row_steps(scheduler: Any, told: Sequence[float]) -> tuple[SolverStep, ...]:
     """DDIM's: from row t to row t - T // n of the table, below its first row to `final_alpha_cumprod`."""
     table = schedule_from_config({**scheduler.config, "_class_name": type(scheduler).__name__}).alphas_cumprod
     assert table is not None
@@ -197,10 +197,10 @@ def _row_steps(scheduler: Any, told: Sequence[float]) -> tuple[Step, ...]:
         squared = float(scheduler.final_alpha_cumprod) if row < 0 else float(table[row])
         return math.sqrt(squared), math.sqrt(1.0 - squared)
 
-    return tuple(Step(row, level(int(row)), level(int(row) - gap)) for row in told)
+    return tuple(SolverStep(row, level(int(row)), level(int(row) - gap)) for row in told)
 
 
-def _sigma_steps(name: str, scheduler: Any, told: Sequence[float]) -> tuple[Step, ...]:
+def _sigma_steps(name: str, scheduler: Any, told: Sequence[float]) -> tuple[SolverStep, ...]:
     """From each of the scheduler's sigmas to the next: of flow they are times, of tables sigma / alpha."""
     sigmas, scale = scheduler.sigmas.double().tolist(), 1.0
     if name == FLOW_SOLVER or scheduler.config.get("use_flow_sigmas"):
@@ -215,7 +215,7 @@ def _sigma_steps(name: str, scheduler: Any, told: Sequence[float]) -> tuple[Step
         if name in EULER_SOLVERS:  # they carry x / alpha, and return it
             scale = float(scheduler.init_noise_sigma) * levels[0][0]
             levels[-1] = (1.0, sigmas[-1])
-    steps = [Step(timestep, *ends) for timestep, ends in zip(told, itertools.pairwise(levels), strict=True)]
+    steps = [SolverStep(timestep, *ends) for timestep, ends in zip(told, itertools.pairwise(levels), strict=True)]
     return steps[0]._replace(scale=scale), *steps[1:]
 
 

@@ -18,7 +18,7 @@ from lightning_dfd.backbones.latte import LatteBackbone
 from lightning_dfd.backbones.sana_video import SanaVideoBackbone
 from lightning_dfd.backbones.wan import WanBackbone, WanImageBackbone
 from lightning_dfd.noise import unshift_time
-from lightning_dfd.sampler import Level, Step
+from lightning_dfd.sampler import Level, SolverStep
 from lightning_dfd.testing import CHECKS, Case, check_backbone, run_check
 from lightning_dfd.tiny import TINY
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
@@ -45,21 +45,21 @@ class WrongStatistics(WanBackbone):
 
 
 class WrongTimes(WanBackbone):
-    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[SolverStep, ...]:
         def moved(level: Level) -> Level:
             return 1 - unshift_time(level[1], 1.01), unshift_time(level[1], 1.01)
 
         steps = super().teacher_times(num_steps, shape)
-        return tuple(Step(step.timestep, moved(step.start), moved(step.end)) for step in steps)
+        return tuple(SolverStep(step.timestep, moved(step.start), moved(step.end)) for step in steps)
 
 
 class Rounds(WanBackbone):
-    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[SolverStep, ...]:
         return tuple(step._replace(timestep=int(step.timestep)) for step in super().teacher_times(num_steps, shape))
 
 
 class StepsToTheNextRow(CogVideoXBackbone):
-    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[SolverStep, ...]:
         steps = super().teacher_times(num_steps, shape)
         ends = [*(step.start for step in steps[1:]), steps[-1].end]
         return tuple(step._replace(end=end) for step, end in zip(steps, ends, strict=True))

@@ -25,7 +25,7 @@ from lightning_dfd.backbones.location import Location, locate, pinned
 from lightning_dfd.noise import NoiseSchedule, Time, schedule_from_config
 from lightning_dfd.offload import offload_leaves
 from lightning_dfd.quantization import Quantization
-from lightning_dfd.sampler import Step, teacher_times
+from lightning_dfd.sampler import SolverStep, teacher_times
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 PIXELS_AT_ONCE = 1 << 24  # that a VAE is handed: about one clip of 49x480x720
@@ -195,7 +195,7 @@ class Backbone(ABC):
         """What the pipeline's call takes as its `latents`, to begin at ours [B, ...]: packed, with what is given."""
         return self.pack(self.keep_given(latents, cond))
 
-    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[SolverStep, ...]:
         """The pipeline's own `num_steps` steps for latents of `shape` (no batch axis), from noise on.
 
         Raises ValueError, by name, for a scheduler whose steps are not known.

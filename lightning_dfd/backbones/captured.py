@@ -37,7 +37,7 @@ from lightning_dfd.backbones.learned import (
 from lightning_dfd.backbones.loading import parts_of
 from lightning_dfd.noise import Time
 from lightning_dfd.objectives import guide
-from lightning_dfd.sampler import Step, sample, teacher_times
+from lightning_dfd.sampler import SolverStep, sample, teacher_times
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 STEPS, GUIDANCE = 4, 3.0  # of the proof's runs
@@ -320,7 +320,7 @@ class CapturedBackbone(Backbone):
     def preparation(self) -> tuple[str, ...]:
         return ("pipe.guider = pipe.guider.new(guidance_scale=1.0)",) if "guider" in self.parts else ()
 
-    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[SolverStep, ...]:
         seen = self._at(self.facts.latents.size(shape), num_steps)
         return teacher_times(self.scheduler_config, num_steps, **seen.own)
 

@@ -20,7 +20,7 @@ from lightning_dfd.backbones.flow import few_step_flow_scheduler
 from lightning_dfd.backbones.images import GivenFirstFrame
 from lightning_dfd.backbones.loading import load_part, load_pipeline
 from lightning_dfd.noise import NoiseSchedule
-from lightning_dfd.sampler import Step
+from lightning_dfd.sampler import SolverStep
 from lightning_dfd.types import Conditioning, SampleKind
 
 CLEAN = 1e-4  # what the network is told as the time of given frames: `conditional_frame_timestep` of the call
@@ -88,7 +88,7 @@ class Cosmos25Backbone(PerChannel):
     def schedule(self) -> NoiseSchedule:
         return NoiseSchedule("flow", num_train_timesteps=1)  # the network is told t itself
 
-    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[SolverStep, ...]:
         """The network is told each sigma, whatever timesteps the scheduler counts."""
         steps = super().teacher_times(num_steps, shape)
         return tuple(step._replace(timestep=step.start[1]) for step in steps)

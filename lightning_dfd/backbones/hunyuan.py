@@ -13,7 +13,7 @@ from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import Scaled
 from lightning_dfd.backbones.flow import few_step_own_scheduler
 from lightning_dfd.noise import shifted_steps
-from lightning_dfd.sampler import Step, teacher_times
+from lightning_dfd.sampler import SolverStep, teacher_times
 from lightning_dfd.types import Conditioning, SampleKind
 
 EMBEDDED_GUIDANCE = 6.0  # the default of the pipeline's call: an input of the network, for teacher and student alike
@@ -58,7 +58,7 @@ class HunyuanVideoBackbone(Scaled):
         pooled = torch.zeros(batch_size, self.transformer_config["pooled_projection_dim"], dtype=self.dtype)
         return super().blank_prompts(batch_size) | Conditioning({"pooled_prompt_embeds": pooled})
 
-    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[SolverStep, ...]:
         own = np.linspace(1.0, 0.0, num_steps + 1)[:-1]  # as the pipeline: a last digit decides how timesteps round
         return teacher_times(self.scheduler_config, num_steps, sigmas=own)
 

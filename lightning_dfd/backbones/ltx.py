@@ -14,7 +14,7 @@ from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_own_scheduler
 from lightning_dfd.backbones.images import GivenFirstFrame, refuse_renoise, token_times
 from lightning_dfd.noise import shifted_steps
-from lightning_dfd.sampler import Step, teacher_times
+from lightning_dfd.sampler import SolverStep, teacher_times
 from lightning_dfd.types import Conditioning, SampleKind
 
 FRAME_RATE = 25  # default of the pipeline's call, by which the network's positions in time are scaled
@@ -52,7 +52,7 @@ class LTXBackbone(PerChannel):
     def unpack(self, packed: Tensor, shape: Sequence[int]) -> Tensor:
         return packed.transpose(1, 2).unflatten(2, tuple(shape[1:]))
 
-    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[SolverStep, ...]:
         """Shifted by the number of tokens, and stretched, as the pipeline's own call does."""
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         values = (self.scheduler_config[name] for name in names)

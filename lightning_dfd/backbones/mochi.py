@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_own_scheduler
-from lightning_dfd.sampler import Step, teacher_times
+from lightning_dfd.sampler import SolverStep, teacher_times
 from lightning_dfd.types import Conditioning, SampleKind
 
 THRESHOLD = 0.025  # noise that the pipeline takes off in the first half of its steps, fixed in its call
@@ -33,7 +33,7 @@ class MochiBackbone(PerChannel):
         encode = super().encode_prompts
         return Conditioning.cat([encode([prompt]) for prompt in prompts])
 
-    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[Step, ...]:
+    def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[SolverStep, ...]:
         return teacher_times(self.scheduler_config, num_steps, inverted=True, sigmas=own_times(num_steps))
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
