@@ -86,6 +86,9 @@ def check_options(options: Mapping[str, Any]) -> None:
             f"trainer.precision is {precision}; what is trained stays float32, so take bf16-mixed, 16-mixed or 32-true "
             "(model.dtype is the precision of the frozen weights)"
         )
+    interval = options.get("val_check_interval")
+    if isinstance(interval, float) and options.get("check_val_every_n_epoch", 1) is None:
+        raise ValueError(f"trainer.val_check_interval is {interval}; {NO_EPOCHS}: give a number of iterations")
     if options.get("profiler") == "xla":
         raise ValueError("trainer.profiler is xla, which is for TPUs; take simple, advanced or pytorch")
     strategy = options.get("strategy", "auto")

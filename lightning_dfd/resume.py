@@ -260,8 +260,8 @@ def continue_logs(loggers: Sequence[Any], places: Mapping[str, int], runs: Mappi
 
 
 def _server(logger: Any) -> str:
-    project = logger._project if isinstance(logger, WandbLogger) else logger._experiment_name
-    return f"{'W&B' if isinstance(logger, WandbLogger) else 'MLflow'} {project}"
+    kind, field = ("W&B", "_project") if isinstance(logger, WandbLogger) else ("MLflow", "_experiment_name")
+    return f"{kind} {getattr(logger, field, None)}"
 
 
 def _run_id(logger: Any) -> str | None:
@@ -352,11 +352,10 @@ class LeaveInTime(Callback):
             return
         before = signal.getsignal(signal.SIGUSR1)
         self._requeue = before if callable(before) else None
+        note = partial(self._note, trainer)
         for number in SAVING:
             if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(
-                    number, partial(self._note, trainer)
-                )  # the trainer restores what was there before the run
+                signal.signal(number, note)  # the trainer restores what was there before the run
 
     def _note(self, trainer: Any, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -115,19 +115,18 @@ class DistillationTrainer(Trainer):
             RuntimeError: the end of the run could not be saved.
         """
         require_writable(self.default_root_dir, "trainer.default_root_dir")
+        self._leave.overwrite = self._may_begin(model, ckpt_path, overwrite)
         if ckpt_path in ("last", "best"):
             ckpt_path = find_checkpoint(self, str(ckpt_path))
             if ckpt_path is None:
                 rank_zero_info("ckpt_path is last and there is no checkpoint yet: the run begins at iteration 0")
-        self._leave.overwrite = self._may_begin(model, ckpt_path, overwrite)
-        start = 0
-        if ckpt_path is not None and Path(ckpt_path).exists():
-            content = read_checkpoint(ckpt_path, lazily=True)
-            start = int(content["global_step"])
-            continue_logs(self.loggers, content[OURS].get("logs", {}), content[OURS].get("runs", {}))
+        given = ckpt_path is not None and Path(ckpt_path).exists()
+        content: dict[str, Any] = read_checkpoint(ckpt_path, lazily=True) if ckpt_path and given else {}
         data = datamodule or train_dataloaders
         if isinstance(data, VideoDataModule):
-            prepare_for_stream(self, model, data, self._options, start)
+            prepare_for_stream(self, model, data, self._options, int(content.get("global_step", 0)))
+        if content:
+            continue_logs(self.loggers, content[OURS].get("logs", {}), content[OURS].get("runs", {}))
         try:
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
         except SystemExit as stop:

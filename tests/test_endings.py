@@ -96,6 +96,7 @@ def test_a_second_run_is_refused_with_three_ways_on(run: Run, capsys: pytest.Cap
         file.unlink()
     with pytest.raises(FileExistsError, match=r"holds another run \(version_\d/metrics\.csv\)"):
         run.fit(1)
+    assert run.fit(1, ckpt_path="last").global_step == 1  # a job that was killed before its first checkpoint
 
 
 def test_an_overwrite_that_fails_to_load_removes_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
