@@ -185,6 +185,11 @@ class DistillationTrainer(Trainer):
         """
         output = expanded(output, "output")
         require_writable(output, "output")
+        if images is not None and (not model.backbone.takes_image or len(images) != len(prompts or ())):
+            raise ValueError(
+                f"got {len(images)} images for {len(prompts or ())} prompts and a {type(model.backbone).__name__}; "
+                "give one for each prompt, and only to an image-to-video teacher"
+            )
         images = images and [expanded(image, "images") for image in images]
         for image in images or ():
             read_first_frame(image, datamodule.size.height, datamodule.size.width)
@@ -192,11 +197,6 @@ class DistillationTrainer(Trainer):
             model.init_from = None
         trained = self._load(model, ckpt_path)
         role = role or model.best_student
-        if images is not None and (not model.backbone.takes_image or len(images) != len(prompts or ())):
-            raise ValueError(
-                f"got {len(images)} images for {len(prompts or ())} prompts and a {type(model.backbone).__name__}; "
-                "give one for each prompt, and only to an image-to-video teacher"
-            )
         if prompts is None or (model.backbone.takes_image and images is None):
             datamodule.setup("fit")
         prompts, seeds = prompts or _first_captions(datamodule, 8), seeds or [0, 1]
