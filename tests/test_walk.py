@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from lightning_dfd import cli
-from lightning_dfd.data import LatentCache, read_video
+from lightning_dfd.data import LatentCache, read_first_frame, read_video
 from lightning_dfd.export import posterior_means
 from lightning_dfd.tiny import TINY
 from lightning_dfd.types import VideoSize
@@ -84,7 +84,9 @@ def test_from_video_files_to_an_image_to_video_pipeline(
 
     ckpt = ["--ckpt_path", str(tmp_path / "dfd/checkpoints/last.ckpt")]
     request = ["--prompts", '["a cat"]', "--seeds", "[3]", "--output", str(tmp_path / "samples")]
-    image = real_videos / "bikes.mp4"
+    image = tmp_path / "dog.png"
+    still = read_first_frame(real_videos / "bikes.mp4", 272, 640)
+    Image.fromarray(still.permute(1, 2, 0).numpy()).save(image)
     cli.main(["sample", *dfd, *ckpt, *request, "--images", f'["{image}"]'])
     shown = read_video(tmp_path / "samples" / "0000.mp4", replace(size, width=size.height), None)
     assert shown.shape == (3, size.frames, size.height, size.height)
@@ -93,10 +95,10 @@ def test_from_video_files_to_an_image_to_video_pipeline(
 
     cli.main(["export", *dfd, *ckpt, "--output", str(tmp_path / "student")])
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "student")
-    frame = read_video(image, replace(size, frames=1, width=size.height), None)
+    frame = read_first_frame(image, size.height, size.height)
     with posterior_means():
         latents = pipe(
-            image=Image.fromarray(frame[:, 0].permute(1, 2, 0).numpy()),
+            image=Image.fromarray(frame.permute(1, 2, 0).numpy()),
             prompt="a cat",
             num_frames=size.frames,
             height=size.height,
@@ -108,7 +110,7 @@ def test_from_video_files_to_an_image_to_video_pipeline(
         ).frames
     if name == "ltx_i2v":  # its network is shown the image as the first frame, and leaves it alone
         backbone = program.model.backbone
-        given = backbone.encode_images(frame[:, 0][None].float() / 127.5 - 1.0, size.frames)["image_latents"]
+        given = backbone.encode_images(frame[None].float() / 127.5 - 1.0, size.frames)["image_latents"]
         shape = backbone.latent_shape(replace(size, width=size.height))
         assert (backbone.unpack(latents, shape)[:, :, :1] - given).abs().max() < 1e-4
 

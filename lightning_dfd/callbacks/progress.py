@@ -59,8 +59,7 @@ class TrainedParts(ModelSummary):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         parts = {str(role): pl_module.network.parameters_of(role) for role in TRAINED}
-        if pl_module.discriminator is not None:
-            parts["discriminator"] = list(pl_module.discriminator.parameters())
+        parts |= {name: list(module.parameters()) for name, module in pl_module.term_modules.items()}
         counts = {name: _count(part) for name, part in parts.items()}
         frozen = _count(pl_module.parameters()) - sum(counts.values())
         said = [f"{name} {get_human_readable_count(count).strip()}" for name, count in counts.items()]
