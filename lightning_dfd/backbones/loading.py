@@ -47,7 +47,7 @@ def load_pipeline(source: str | Location, dtype: torch.dtype, name: str | None =
             options = {"quantization_config": mapping[part]} if part in mapping else {}
             network = getattr(importlib.import_module(library), kind)
             components[part] = load_part(location, part, network, dtype, **options)
-    # Of its own class: DiffusionPipeline's loads what is given as None all the same, where the class has it as
+    # Of its own class: DiffusionPipeline's loads what is given as None all the same where the class has it as
     # optional, as Wan's has its networks.
     pipeline = getattr(diffusers, name or str(index["_class_name"]), DiffusionPipeline)
     try:
