@@ -57,8 +57,10 @@ class ScheduleFunction:
 
     @classmethod
     def read(cls, value: Any) -> Any:
-        """From what a recipe holds: class_path and init_args. A path alone, or one with `${...}` still in its
-        arguments, is only checked: jsonargparse comes back with all of it."""
+        """From what a recipe holds: class_path and init_args.
+
+        A path alone, or one with `${...}` still in its arguments, is only checked: jsonargparse comes back with all.
+        """
         content = value if isinstance(value, Namespace) else Namespace(class_path=value)
         made = cls(**content.as_dict())
         return content if isinstance(value, str) or "${" in str(made.init_args) else made
