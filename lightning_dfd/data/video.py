@@ -407,12 +407,10 @@ def _counted_frames(path: str | Path | Part, fps: float | None) -> int:
     """How many frames a file has at `fps` by the times of all its packets; nothing is decoded."""
     shown: list[tuple[Fraction, Fraction]] = []
     with _open(path) as (container, stream):
-        base = Fraction(stream.time_base or 1)
+        unit = stream.time_base or Fraction(0)
         for packet in container.demux(stream):
-            if packet.pts is not None and packet.size:
-                shown.append((packet.pts * base, (packet.duration or 0) * base))
-            elif packet.size and fps is None:
-                shown.append((Fraction(0), Fraction(0)))
+            if packet.size and (packet.pts is not None or fps is None):
+                shown.append(((packet.pts or 0) * unit, (packet.duration or 0) * unit))
         gap = 1 / stream.average_rate if stream.average_rate else Fraction(0)
     if fps is None or not shown:
         return len(shown)
