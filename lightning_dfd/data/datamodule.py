@@ -194,7 +194,11 @@ class VideoDataModule(LightningDataModule):
                 return rate
         if self.folder is None or not Path(self.folder).is_dir():
             return UNKNOWN_RATE
-        return middle_rate(glance(clip.source).rate for clip in list_clips(self.folder).clips[:64]) or UNKNOWN_RATE
+        try:
+            clips = list_clips(self.folder).clips[:64]
+        except ValueError:  # it holds no clips
+            return UNKNOWN_RATE
+        return middle_rate(glance(clip.source).rate for clip in clips) or UNKNOWN_RATE
 
     def setup(self, stage: str | None = None) -> None:
         """Find the clips, check the videos (of a cache, only whether they are still those it was made from), and hold

@@ -386,6 +386,8 @@ def test_samples_play_at_the_rate_of_what_was_trained_on(tmp_path, make_clip):
         write_cache(MeanBackbone(), list_clips(root).clips, cache, SIZE, None, progress=False)
     shutil.rmtree(root)
     assert VideoDataModule(str(root), str(cache), **SHAPE).playing_rate == 24
+    root.mkdir()
+    assert VideoDataModule(str(root), **SHAPE).playing_rate == 8
     assert VideoDataModule(cache=str(tmp_path / "gone"), **SHAPE).playing_rate == 8
 
 
