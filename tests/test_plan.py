@@ -19,6 +19,7 @@ from lightning_dfd.backbones import Backbone, backbone_from_pretrained
 from lightning_dfd.backbones.blank import blank_network
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.plan import Advice, Estimate, Meter, Setup, advise, as_json, as_text, estimate
+from lightning_dfd.plan.advice import _tiles
 from lightning_dfd.plan.components import blank_encoders, size_of
 from lightning_dfd.quantization import Quantization
 from lightning_dfd.settings import DiversitySettings, GANSettings, SamplingSettings, StudentSettings
@@ -188,7 +189,11 @@ def test_decoding_samples_counts_where_a_recipe_samples(tiny: dict[str, Path], m
     assert found.peaks["decoding of samples"] == found.resident + found.vae + found.decoding == found.peak > before.peak
     assert sum(found.terms.values()) == found.peak
     assert found.terms["VAE"] == found.vae
-    assert advise(setup, found, found.peak - 1)[0].change == "set model.vae_tiling: true"
+    pulled = _tiles(setup)
+    assert pulled is not None
+    assert (pulled[0], pulled[1].module.backbone.vae_tiling) == ("set model.vae_tiling: true", True)
+    assert not setup.module.backbone.vae_tiling
+    assert _tiles(pulled[1]) is None
     assert "decoding samples, beside all weights" in as_text(setup, found, None, [])
 
 
