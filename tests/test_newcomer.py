@@ -395,6 +395,7 @@ def test_a_newcomer_gets_there(here: Path) -> None:
     missing = [name for name in ("hf", "tensorboard", "lightning-dfd") if not (here / ".venv/bin" / name).exists()]
     assert not missing
     assert not walk.failures, "\n\n".join(walk.failures)
+    shutil.rmtree(here / ".venv")  # 1.5 GB, of use only to see what failed
 
 
 # ---- the tables and the pages agree ---------------------------------------------------------------------------
