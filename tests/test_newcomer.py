@@ -22,7 +22,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from lightning_dfd.data import read_video, write_video
@@ -76,7 +75,6 @@ LEFT_OUT = {
     "python -m benchmarks.step": "measures for minutes",
     "lightning plan -c recipes/wan_14b_dmd2.yaml": "plans 14B: minutes",
     "from peft import": "for pipelines that cannot load adapters; test_contract.py loads them so",
-    "trainer:\n  strategy:": "a part of a recipe, for several GPUs; test_processes.py trains so",
 }
 
 # What stands in Python or YAML -> what is run.
@@ -145,7 +143,7 @@ PROMISES = {
         ('export_to_video(video, "dog.mp4"', "dog.mp4"),
         ("their videos side by side", "outputs/watched/samples/*.mp4"),
         ("and on a page", "outputs/evaluation/index.html"),
-        ("one file for each prompt", "outputs/samples_i2v/0000.mp4"),
+        ("one image or video file for each prompt", "outputs/samples_i2v/0000.mp4"),
     ],
     "metrics.md": [("writes `evaluation.json`", "outputs/evaluation/evaluation.json")],
     "toy.md": [
@@ -259,6 +257,10 @@ class Walk:
         if step.file is not None:
             (self.here / step.file).write_text(code, encoding="utf-8")
             code = f"import {Path(step.file).stem}"
+        if step.kind == "yaml" and step.file is None:  # a part of a recipe
+            (self.here / "part.yaml").write_text(code, encoding="utf-8")
+            words = ["fit", "-c", "recipes/cogvideox_dmd2.yaml", "-c", "part.yaml", "--print_config"]
+            return self._ask(log, kind="lightning", words=words)
         if step.kind in ("yaml", "") or (step.file or "").startswith("test_"):
             return 0
         return self._ask(log, kind="code", code=code, page=step.page)
@@ -393,6 +395,7 @@ def test_a_newcomer_gets_there(here: Path) -> None:
     missing = [name for name in ("hf", "tensorboard", "lightning-dfd") if not (here / ".venv/bin" / name).exists()]
     assert not missing
     assert not walk.failures, "\n\n".join(walk.failures)
+    shutil.rmtree(here / ".venv")  # 1.5 GB, of use only to see what failed
 
 
 # ---- the tables and the pages agree ---------------------------------------------------------------------------
@@ -411,13 +414,12 @@ def test_no_entry_of_the_tables_is_stale() -> None:
 
 
 def test_every_block_is_run_or_left_out() -> None:
-    """Blocks without a language are layouts of folders; YAML is a file with a name, which a command takes."""
+    """Blocks without a language are layouts of folders; a command takes YAML that has the name of a file, and other
+    YAML is laid over a recipe."""
     kinds = {"sh", "python", "yaml", ""}
     assert [step.text for step in STEPS if step.kind not in kinds] == []
     for step in STEPS:
-        if step.kind == "yaml" and step.reason is None:
-            assert step.file is not None, f"{step.page}: {step.text}"
-            assert isinstance(yaml.safe_load(step.text), dict)
+        if step.kind == "yaml" and step.file is not None:
             assert any(f"-c {step.file}" in other.text for other in STEPS), f"{step.page}: nothing takes {step.file}"
 
 
