@@ -86,7 +86,11 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_a_resumed_run_is_the_same_run_of_wandb(
-    tiny: dict[str, Path], videos: Path, tmp_path: Path, wandb: list[dict[str, Any]]
+    tiny: dict[str, Path],
+    videos: Path,
+    tmp_path: Path,
+    wandb: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own = tmp_path / "wandb.yaml"
     logger = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "mine"}}
@@ -94,7 +98,9 @@ def test_a_resumed_run_is_the_same_run_of_wandb(
     words = ["-c", recipe("wan_dmd2"), "-c", str(own), *small(tiny, "wan", videos, tmp_path), "--ckpt_path", "last"]
     cli.main(["fit", *words, "--trainer.max_steps", "1"])
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")[OURS]["runs"] == {"W&B mine": "run1"}
+    monkeypatch.chdir(tmp_path)
     cli.main(["fit", *words, "--trainer.max_steps", "2"])
+    assert not (tmp_path / "config.yaml").exists()  # W&B's folder is the current one
     assert [(begun["id"], begun["resume"]) for begun in wandb] == [(None, "allow"), ("run1", "allow")]
     cli.main(["fit", *words, "--trainer.max_steps", "3", "--trainer.logger.init_args.id", "other"])
     assert wandb[-1]["id"] == "other"

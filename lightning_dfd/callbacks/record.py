@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_dfd.data.files import replacing
@@ -33,12 +34,14 @@ class RecipeRecord(SaveConfigCallback):
                 logger.log_hyperparams(self._recipe())
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        folders = {getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks} | {trainer.log_dir}
-        if not trainer.is_global_zero:  # log_dir is a collective operation
-            return
-        for folder in folders:
-            if folder is not None and "://" not in str(folder):
-                _write(self._recipe(), Path(folder) / self.config_filename)
+        kept = {callback.dirpath for callback in trainer.checkpoint_callbacks if getattr(callback, "dirpath", None)}
+        log_dir = trainer.log_dir  # a collective operation
+        if isinstance(trainer.logger, (TensorBoardLogger, CSVLogger)):
+            kept.add(log_dir)  # that of others is the current folder, or none
+        if trainer.is_global_zero:
+            for folder in kept or {trainer.default_root_dir}:
+                if "://" not in str(folder):
+                    _write(self._recipe(), Path(folder) / self.config_filename)
 
     def _recipe(self) -> dict[str, Any]:
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
