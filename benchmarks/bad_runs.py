@@ -130,17 +130,20 @@ def disk_full_video(place: Place, rng: np.random.Generator) -> str:
 
 
 def disk_full_checkpoint(place: Place, rng: np.random.Generator) -> str:
-    """The run ends; its last checkpoint is whole, and the run goes on from it."""
+    """The run ends with an error that says so; its last checkpoint is whole, and the run goes on from it."""
     saves = ModelCheckpoint(place.own / "ckpt", filename="{step}", every_n_train_steps=2, save_last=True)
     fills = FillsUp(int(rng.integers(2, 4)), int(rng.integers(0, 20_000)))
     try:
         place.fit(place.module(), 6, saves, fills, enable_checkpointing=True)
+        raise AssertionError("the end was not saved, and nothing was said")
+    except RuntimeError as error:
+        require("its checkpoint could not be written" in str(error), str(error))
+        return str(error)
     finally:
         fills.stack.close()
         module = place.module()
         place.fit(module, 4, ckpt_path=place.own / "ckpt" / "last.ckpt")
         finite(module)
-    return ""
 
 
 def disk_full_log(place: Place, rng: np.random.Generator) -> str:

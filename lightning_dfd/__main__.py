@@ -1,3 +1,11 @@
-from lightning_dfd.cli import main
+"""`python -m lightning_dfd`, and the installed `lightning`."""
 
-main()
+import sys
+
+try:
+    from lightning_dfd.cli import main
+except KeyboardInterrupt:  # in the seconds that torch takes to load
+    sys.exit(130)
+
+if __name__ == "__main__":
+    main()

@@ -179,6 +179,14 @@ class CheckpointFiles(TorchCheckpointIO):
         copy_of(Path(path)).unlink(missing_ok=True)
 
 
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, file or folder, and the copy of its weights."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    copy_of(path).unlink(missing_ok=True)
+
+
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     """Write `path` so that a kill at any moment leaves the old file or the new; the old one's copy goes with it."""
     _sweep(path)

@@ -173,7 +173,7 @@ class SendSignal(Callback):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_run_after_the_iteration(
     tiny: dict[str, Path], videos: Path, tmp_path: Path, number: int
 ) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -243,8 +244,9 @@ class VideoDataModule(LightningDataModule):
             self._counts(self._train),
         )  # fmt: skip
         return _StreamLoader(
-            stream, self._consumed, batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=collate
-        )
+            stream, self._consumed, batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=collate,
+            worker_init_fn=ignore_ctrl_c,
+        )  # fmt: skip
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The held-out clips once, in order; an empty list if none are held out."""
@@ -257,6 +259,7 @@ class VideoDataModule(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=collate,
+            worker_init_fn=ignore_ctrl_c,
         )
 
     def test_dataloader(self) -> DataLoader[Any] | list[Any]:
@@ -335,6 +338,11 @@ class _Part:
             return self.source.load(own, "")
         captions = self.source.captions(own)
         return self.source.load(own, captions[hash_seed(self.seed, "caption", k) % len(captions)])
+
+
+def ignore_ctrl_c(worker: int) -> None:
+    """In a worker: a terminal sends Ctrl-C to it too, and the iteration that is to be finished needs its clips."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _StreamLoader(DataLoader[Any]):
