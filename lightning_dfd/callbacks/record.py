@@ -1,0 +1,56 @@
+"""A record of what a run was made with: the resolved recipe beside its checkpoints and in its loggers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_dfd.data.files import replacing
+from lightning_dfd.loggers import surviving
+
+PARTS = ("seed_everything", "trainer", "model", "data")  # of a recipe; the rest is of one command
+
+
+class RecipeRecord(SaveConfigCallback):
+    """Gives the recipe to every logger, and writes it as config.yaml beside the checkpoints and in the log's folder.
+
+    When a checkpoint to go on from has been accepted, and not before: a run that is refused must not change the record
+    of the one in its folder.
+    """
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Lightning's way, which writes too early, and fails for loggers without a folder."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.is_global_zero or not trainer.enable_autolog_hparams:
+            return
+        for logger in trainer.loggers:  # before Lightning first saves them, as TensorBoard's file is written once
+            with surviving(logger):
+                logger.log_hyperparams(self._recipe())
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        kept = {callback.dirpath for callback in trainer.checkpoint_callbacks if getattr(callback, "dirpath", None)}
+        log_dir = trainer.log_dir  # a collective operation
+        if isinstance(trainer.logger, (TensorBoardLogger, CSVLogger)):
+            kept.add(log_dir)  # that of others is the current folder, or none
+        if trainer.is_global_zero:
+            for folder in kept or {trainer.default_root_dir}:
+                if "://" not in str(folder):
+                    _write(self._recipe(), Path(folder) / self.config_filename)
+
+    def _recipe(self) -> dict[str, Any]:
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        return {part: config[part] for part in PARTS if part in config}
+
+
+def _write(recipe: dict[str, Any], path: Path) -> None:
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    except OSError as error:  # a full disk is no reason not to train
+        rank_zero_warn(f"{path} was not written: {error}")
