@@ -11,12 +11,14 @@ import difflib
 import errno
 import os
 import re
+import shlex
 import sys
 import textwrap
 import traceback
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,12 +27,17 @@ import torch
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_dfd import evaluation
+from lightning_dfd.callbacks.record import RecipeRecord
 from lightning_dfd.data import VideoDataModule
 from lightning_dfd.module import DistillationModule
-from lightning_dfd.trainer import DistillationTrainer
+from lightning_dfd.options import HIDDEN
+from lightning_dfd.resume import Stopped
+from lightning_dfd.trainer import INTERRUPTED, DistillationTrainer
 
 OWN_COMMANDS = {
     "fit": "train a student",
@@ -44,6 +51,7 @@ OWN_COMMANDS = {
 }
 STOCK_COMMANDS = ("fit", "validate", "test")
 PARTS = ("model", "data", "trainer")
+VERSIONS = ("lightning-dfd", "torch", "lightning", "diffusers", "peft")
 NOT_KEYS = ("help", "config", "print_config")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FABRIC_COMMANDS = ("run", "consolidate")  # Lightning's own `lightning` commands, passed on to it
@@ -53,6 +61,7 @@ HARMLESS = (  # warnings that mean nothing here
     r"Found \d+ module\(s\) in eval mode",  # networks stay in it on purpose, see Roles.train
     "Using ModelCheckpoint with manual optimization",  # its advice is for checkpoints that rate the step before
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning's own
+    "Checkpoint directory .* exists and is not empty",  # a second run there is refused, and this one goes on
 )
 USAGE = "\n".join(
     [
@@ -64,6 +73,7 @@ USAGE = "\n".join(
         "  lightning fit --model.student_optimizer.help torch.optim.Adam     those of one class; also for",
         "                --model.lr_scheduler, --trainer.logger, --trainer.callbacks, --trainer.strategy",
         "  lightning COMMAND -c recipe.yaml --print_config     the whole recipe, resolved",
+        "  lightning --version     of this package and of those that it stands on",
         "",
         "Example: lightning fit -c recipes/cogvideox_dmd2.yaml --data.folder my_videos",
         f"Lightning Fabric's own commands, {' and '.join(FABRIC_COMMANDS)}, work as ever.",
@@ -122,6 +132,8 @@ def command_help(command: str, part: str | None, parser: Any) -> str:
         if not shown or not action.option_strings or action.dest in NOT_KEYS or action.metavar == "CONFIG":
             continue
         if action.dest.endswith(".help"):  # said once, below
+            continue
+        if root == "trainer" and action.dest.removeprefix("trainer.") in HIDDEN:  # refused; docs/trainer.md says why
             continue
         plain = isinstance(action.default, (str, int, float, list)) and action.default not in (SUPPRESS, "")
         text = f"{action.help or ''}" + (f" [{action.default}]" if plain else "")
@@ -223,6 +235,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.argv = ["lightning", *words]
         lightning.fabric.cli._main()
         return
+    if words[0] == "--version":
+        print("\n".join(f"{name} {version(name)}" for name in VERSIONS))
+        return
     if words[0] not in OWN_COMMANDS:
         near = did_you_mean(words[0], [*OWN_COMMANDS, *FABRIC_COMMANDS])
         sys.exit(f"lightning: error: there is no command {words[0]!r}.{near} Commands: {', '.join(OWN_COMMANDS)}")
@@ -232,7 +247,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if words[0] == "evaluate":  # needs no model, and so none of LightningCLI
             evaluation.main(words[1:], OneLineParser)
         else:
-            run(expand_inherited(words))
+            run(expand_inherited(bare_flags(words)))
+    except KeyboardInterrupt:  # while it loads; a run that trains ends as any other that is stopped
+        print("\nlightning: stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Stopped as stop:
+        if stop.saved and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            print(f"go on with: {shlex.join([program_name(), *to_go_on(words)])}", file=sys.stderr)
+        raise
     except BrokenPipeError:  # the reader of our output, a pager say, has had enough
         sys.exit(1)
     except Exception as error:
@@ -244,6 +266,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.argv = program
         if torch.distributed.is_initialized():  # else gloo's threads may abort the process when it ends
             torch.distributed.destroy_process_group()
+
+
+def bare_flags(words: Sequence[str]) -> list[str]:
+    """`--overwrite` without a value, which the parser wants one for."""
+    followed = [*words[1:], ""]
+    return [
+        f"{word}=true" if word == "--overwrite" and after not in ("true", "false") else word
+        for word, after in zip(words, followed, strict=True)
+    ]
+
+
+def to_go_on(words: Sequence[str]) -> list[str]:
+    """The same command with `--ckpt_path last`."""
+    kept: list[str] = []
+    pending = list(words)
+    while pending:
+        word = pending.pop(0)
+        flag, _, value = word.partition("=")
+        if flag not in ("--ckpt_path", "--overwrite"):
+            kept.append(word)
+        elif not value and (flag == "--ckpt_path" or pending[:1] in (["true"], ["false"])):
+            pending.pop(0)
+    return [*kept, "--ckpt_path", "last"]
+
+
+def program_name() -> str:
+    """As the user called it."""
+    called = Path(sys.argv[0])
+    return "python -m lightning_dfd" if called.name == "__main__.py" else called.name
 
 
 def run(arguments: list[str]) -> DistillationCLI:
@@ -258,7 +309,7 @@ def run(arguments: list[str]) -> DistillationCLI:
         parser_class=OneLineParser,
         parser_kwargs={"parser_mode": "omegaconf+"}
         | {name: {"parser_mode": "omegaconf+"} for name in DistillationCLI.subcommands()},
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=RecipeRecord,
         auto_configure_optimizers=False,
         seed_everything_default=0,
         args=arguments,
@@ -270,7 +321,8 @@ def one_line_of(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         where = f", {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}: make room, then run the command again; fit goes on with --ckpt_path"
-    mendable = isinstance(error, (ValueError, OSError, RuntimeError, ImportError)) and _is_ours(error)
+    mendable = isinstance(error, MisconfigurationException)  # Lightning's word for what a recipe can cause
+    mendable |= isinstance(error, (ValueError, OSError, RuntimeError, ImportError)) and _is_ours(error)
     return " ".join(str(error).split()) if mendable or isinstance(error, OmegaConfBaseException) else None
 
 

@@ -47,7 +47,7 @@ from lightning_dfd.objectives import (
 )
 from lightning_dfd.optimizers import BadGradients, as_list, clip_parts, keep_settings, settings_of
 from lightning_dfd.quantization import Quantization
-from lightning_dfd.resume import log_places, recipe_facts, refuse_other_recipe, rewind
+from lightning_dfd.resume import log_places, log_runs, recipe_facts, refuse_other_recipe, rewind
 from lightning_dfd.roles import TRAINED, FullRoles, LoraRoles, Roles
 from lightning_dfd.sampler import Draw, roll_to, sample
 from lightning_dfd.settings import (
@@ -347,6 +347,9 @@ class DistillationModule(LightningModule):
         optimizers = as_list(self.optimizers(use_pl_optimizer=False))
         keep_settings(optimizers, as_list(self.lr_schedulers()), self._recipe_groups)
 
+    def on_validation_model_zero_grad(self) -> None:
+        """Keep what an iteration has gathered; Lightning drops gradients before a validation, and counts batches."""
+
     def _step_optimizer(self) -> None:
         self._micro = 0
         index = TRAINED.index("student" if self.student_turn else "fake")
@@ -412,7 +415,25 @@ class DistillationModule(LightningModule):
             for step in self.sampling.steps:
                 t = real.new_full((len(real),), step, dtype=torch.float64)
                 gaps.append(paired_gap(real, self.x0(role, self.schedule.add_noise(real, eps, t), t, cond)))
-            self.log(f"{stage}/{name}_x0_error", torch.stack(gaps).mean(), batch_size=len(real), sync_dist=True)
+            mean = torch.stack(gaps).mean()
+            self.log(f"{stage}/{name}_x0_error", mean, batch_size=len(real), sync_dist=True, logger=False)
+
+    def on_validation_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            self._log_errors("val")
+
+    def on_test_end(self) -> None:
+        self._log_errors("test")
+
+    def _log_errors(self, stage: str) -> None:
+        """By iteration; Lightning's own logging counts batches."""
+        values = {
+            name: float(value)
+            for name, value in self.trainer.callback_metrics.items()
+            if name.startswith(f"{stage}/") and name.endswith("_x0_error")
+        }
+        for logger in self.loggers if values else ():
+            logger.log_metrics(values, step=self.trainer.global_step)
 
     # ---- sampling -----------------------------------------------------------------------------------------
 
@@ -514,7 +535,7 @@ class DistillationModule(LightningModule):
         if self.backbone.quantization is not None or (self.backbone.offload and self.student.mode == "full"):
             raise ValueError(
                 "trainer.strategy fsdp2 shards neither quantized weights nor a teacher that waits on the CPU; set "
-                "model.quantization: null and model.offload: false, or take ddp_find_unused_parameters_true"
+                "model.quantization: null and model.offload: false, or take trainer.strategy: auto"
             )
         self.network.shard(mesh)
         if self.discriminator is not None:  # small, so every process keeps it
@@ -564,6 +585,7 @@ class DistillationModule(LightningModule):
             "latest": {name: float(value) for name, value in self._latest.items() if name != SPEED},
             "recipe": self._recipe,
             "logs": log_places(self.loggers),
+            "runs": log_runs(self.loggers),
             "facts": {
                 "Data": "not stated" if self.datamodule is None else self.datamodule.summary,
                 "Iterations": str(checkpoint["global_step"]),

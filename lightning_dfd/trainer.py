@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -13,22 +13,40 @@ from typing import Any, Literal
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_dfd.callbacks.progress import IterationBar, TrainedParts
+from lightning_dfd.callbacks.stopping import StopEarly
 from lightning_dfd.checkpoints import OURS, CheckpointFiles, read_checkpoint
 from lightning_dfd.data import Process, VideoDataModule, list_clips, write_cache, write_video
 from lightning_dfd.export import ExportFormat, ExportReport, export_student
 from lightning_dfd.generation import TEACHER_STEPS, Request, condition, generate_latents, requests_for
 from lightning_dfd.module import DistillationModule
+from lightning_dfd.options import (
+    check_options,
+    check_plugins,
+    fitting_callbacks,
+    prepare_for_stream,
+    silence_adverts,
+)
 from lightning_dfd.pictures import contact_sheet, enlarge, to_frames, video_grid
 from lightning_dfd.plan import Setup, advise, as_json, as_text, estimate
-from lightning_dfd.resume import LeaveInTime, continue_logs, newest_checkpoint
+from lightning_dfd.resume import (
+    LeaveInTime,
+    continue_logs,
+    find_checkpoint,
+    is_requeued,
+    refuse_second_run,
+    replaced_checkpoints,
+)
 from lightning_dfd.types import Role
 
+INTERRUPTED = 130  # exit code after Ctrl-C
 FAILED_SAVES = 3  # iterations in a row whose checkpoints may fail to be written
 
 
@@ -39,15 +57,25 @@ class DistillationTrainer(Trainer):
         saved_step: iteration of the last checkpoint that was written and can be resumed from; None before the first.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        silence_adverts()
+        check_options(kwargs)
+        self._options = dict(kwargs)
+        kwargs["callbacks"] = fitting_callbacks(kwargs) + _default_callbacks(kwargs)
+        try:
+            super().__init__(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+            raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
+        check_plugins(self)
         self.saved_step: int | None = None
         self._files = CheckpointFiles()
+        self._unsaved = False  # whether the last checkpoint could not be written
         if type(getattr(self.strategy, "_checkpoint_io", None)) in (type(None), TorchCheckpointIO):
             # not in place of a recipe's own, nor in strategies that write shards by themselves
             with suppress(MisconfigurationException):
                 self.strategy.checkpoint_io = self._files
-        self.callbacks.append(LeaveInTime())  # type: ignore[attr-defined]
+        self._leave = LeaveInTime()
+        self.callbacks += [StopEarly(), self._leave]  # type: ignore[attr-defined]
 
     def fit(
         self,
@@ -57,6 +85,7 @@ class DistillationTrainer(Trainer):
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | Path | None = None,
         weights_only: bool | None = True,
+        overwrite: bool = False,
     ) -> None:
         """Train; with `ckpt_path` go on with an earlier run as if it had not been interrupted.
 
@@ -65,16 +94,118 @@ class DistillationTrainer(Trainer):
             train_dataloaders: instead of a datamodule.
             val_dataloaders: instead of a datamodule.
             datamodule: a VideoDataModule.
-            ckpt_path: a checkpoint, or `last` for the run's newest whole one, and for a new run if there is none.
+            ckpt_path: a checkpoint; `last` for the run's newest whole one, and for a new run if there is none; `best`
+                for the one with the best value of what ModelCheckpoint monitors.
             weights_only: left as it is: checkpoints are never allowed to run code.
+            overwrite: begin a new run in a folder that holds another, whose checkpoints and sample videos are removed
+                once the networks are loaded.
+
+        Raises:
+            FileExistsError: the folder holds another run.
+            RuntimeError: the end of the run could not be saved.
         """
-        if ckpt_path == "last":
-            ckpt_path = newest_checkpoint(self)
+        self._leave.overwrite = self._may_begin(model, ckpt_path, overwrite)
+        if ckpt_path in ("last", "best"):
+            ckpt_path = find_checkpoint(self, str(ckpt_path))
             if ckpt_path is None:
                 rank_zero_info("ckpt_path is last and there is no checkpoint yet: the run begins at iteration 0")
-        if ckpt_path is not None and Path(ckpt_path).exists():
-            continue_logs(self.loggers, read_checkpoint(ckpt_path, lazily=True)[OURS].get("logs", {}))
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
+        given = ckpt_path is not None and Path(ckpt_path).exists()
+        content: dict[str, Any] = read_checkpoint(ckpt_path, lazily=True) if ckpt_path and given else {}
+        data = datamodule or train_dataloaders
+        if isinstance(data, VideoDataModule):
+            prepare_for_stream(self, model, data, self._options, int(content.get("global_step", 0)))
+        if content:
+            continue_logs(self.loggers, content[OURS].get("logs", {}), content[OURS].get("runs", {}))
+        try:
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's answer to Ctrl-C, with code 1
+                raise SystemExit(INTERRUPTED) from None
+            raise
+        if self._unsaved:
+            good = "there is no earlier one" if self.saved_step is None else f"the last is of {self.saved_step}"
+            raise RuntimeError(
+                f"the run ended at iteration {self.global_step}, and its checkpoint could not be written ({good}); "
+                "make room and go on with --ckpt_path last"
+            )
+
+    def _may_begin(self, model: LightningModule, ckpt_path: str | Path | None, overwrite: bool) -> bool:
+        """Whether an earlier run is to be removed; raises where it would be lost by mistake."""
+        if ckpt_path is not None:
+            if overwrite:
+                raise ValueError("--overwrite begins a new run and --ckpt_path goes on with one; give one of them")
+            return False
+        if self.fast_dev_run or is_requeued(self):  # type: ignore[attr-defined]
+            return False
+        if not overwrite:
+            refuse_second_run(self)
+            return False
+        source = getattr(model, "init_from", None)
+        if source is not None and Path(source).resolve() in {path.resolve() for path in replaced_checkpoints(self)}:
+            raise ValueError(
+                f"--overwrite would remove {source}, which model.init_from starts from; set another "
+                "--trainer.default_root_dir"
+            )
+        return True
+
+    def validate(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any | None = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = True,
+    ) -> Any:
+        """Denoising errors on the held-out clips.
+
+        Args:
+            model: a DistillationModule.
+            dataloaders: instead of a datamodule.
+            ckpt_path: a checkpoint, or the run's `last` or `best`; null for the student as training would start it.
+            verbose: print the values.
+            datamodule: a VideoDataModule.
+            weights_only: left as it is: checkpoints are never allowed to run code.
+
+        Raises:
+            ValueError: no clips are held out.
+        """
+        _require_held_out(datamodule or dataloaders)
+        return super().validate(model, dataloaders, self._existing(ckpt_path), verbose, datamodule, weights_only=True)
+
+    def test(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any | None = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = True,
+    ) -> Any:
+        """As `validate`, under the names of the test stage.
+
+        Args:
+            model: a DistillationModule.
+            dataloaders: instead of a datamodule.
+            ckpt_path: a checkpoint, or the run's `last` or `best`; null for the student as training would start it.
+            verbose: print the values.
+            datamodule: a VideoDataModule.
+            weights_only: left as it is: checkpoints are never allowed to run code.
+
+        Raises:
+            ValueError: no clips are held out.
+        """
+        _require_held_out(datamodule or dataloaders)
+        return super().test(model, dataloaders, self._existing(ckpt_path), verbose, datamodule, weights_only=True)
+
+    def _existing(self, ckpt_path: str | Path | None) -> str | None:
+        """The path of a checkpoint, with `last` and `best` looked up in the run's folder."""
+        if ckpt_path not in ("last", "best"):
+            return None if ckpt_path is None else str(ckpt_path)
+        found = find_checkpoint(self, str(ckpt_path))
+        if found is None:
+            raise FileNotFoundError("ckpt_path is last, and the recipe's run has no whole checkpoint; name one")
+        return str(found)
 
     def save_checkpoint(
         self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any | None = None
@@ -84,8 +215,11 @@ class DistillationTrainer(Trainer):
         Raises:
             RuntimeError: on every rank, after the checkpoints of 3 iterations in a row could not be written.
         """
+        if self.fast_dev_run:  # type: ignore[attr-defined]  # which ModelCheckpoint forgets at the end
+            return
         super().save_checkpoint(filepath, weights_only, storage_options)
         failed = self.strategy.broadcast(len(self._files.failed))  # the first rank's, which writes
+        self._unsaved = failed > 0
         if failed >= FAILED_SAVES:
             raise RuntimeError(
                 f"the checkpoints of {failed} iterations in a row could not be written, the last at {filepath}; make "
@@ -241,11 +375,7 @@ class DistillationTrainer(Trainer):
 
     def _load(self, model: DistillationModule, ckpt_path: str | None) -> dict[str, str]:
         """Networks with a checkpoint's weights, on this trainer's device; returns what the checkpoint says."""
-        if ckpt_path == "last":
-            found = newest_checkpoint(self)
-            if found is None:
-                raise FileNotFoundError("ckpt_path is last, and the recipe's run has no whole checkpoint; name one")
-            ckpt_path = str(found)
+        ckpt_path = self._existing(ckpt_path)
         if ckpt_path is not None:
             model.init_from = None
         model.configure_model()
@@ -253,6 +383,34 @@ class DistillationTrainer(Trainer):
         model.to(self.strategy.root_device)
         model.backbone.to(model.device)
         return facts
+
+
+def _default_callbacks(options: Mapping[str, Any]) -> list[Callback]:
+    """Those that Lightning would add by itself, in versions that suit an endless stream, where the user gave none."""
+    given = fitting_callbacks(options)
+    defaults: dict[str, tuple[type[Callback], Callable[[], Callback]]] = {
+        "enable_progress_bar": (ProgressBar, IterationBar),
+        "enable_model_summary": (ModelSummary, TrainedParts),
+        "enable_checkpointing": (Checkpoint, _newest_and_last),
+    }
+    return [
+        make()
+        for name, (kind, make) in defaults.items()
+        if options.get(name) is not False and not any(isinstance(callback, kind) for callback in given)
+    ]
+
+
+def _newest_and_last() -> ModelCheckpoint:
+    """As in recipes/common.yaml; Lightning's default saves when an epoch ends, and here none does."""
+    return ModelCheckpoint(filename="{step}", every_n_train_steps=100, save_last=True, enable_version_counter=False)
+
+
+def _require_held_out(data: Any) -> None:
+    if isinstance(data, VideoDataModule) and data.val_share == 0:
+        raise ValueError(
+            "data.val_share is 0, so no clips are held out and there is nothing to measure; set it (0.02, say), in fit "
+            "too, as clips that were trained on tell nothing"
+        )
 
 
 def _first_captions(datamodule: VideoDataModule, count: int) -> list[str]:

@@ -29,6 +29,7 @@ GROUND_FIRST = [
     "checkpoints",
     "resume",
     "strategies",
+    "options",
     "module",
     "plan",
     "pictures",

@@ -6,8 +6,10 @@ Axis legend: B batch, C = 3 channels, F frames, H height, W width; videos are [B
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -94,6 +96,16 @@ class VideoEvaluation(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.global_step != self._done:  # ended before max_steps
             self._evaluate(trainer, pl_module)
+
+    @property
+    def measured_at(self) -> int:
+        """The iteration of the last evaluation; -1 before the first."""
+        return self._done
+
+    @property
+    def measured(self) -> Mapping[str, float]:
+        """What the last evaluation logged."""
+        return MappingProxyType(self._logged)
 
     @property
     def state_key(self) -> str:
