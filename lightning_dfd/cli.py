@@ -37,9 +37,10 @@ from lightning_dfd import evaluation
 from lightning_dfd.callbacks.record import RecipeRecord
 from lightning_dfd.data import VideoDataModule
 from lightning_dfd.data.files import expanded as expanded_path
-from lightning_dfd.module import DistillationModule
+from lightning_dfd.module import ADAMW, DistillationModule
 from lightning_dfd.options import HIDDEN
 from lightning_dfd.resume import Stopped
+from lightning_dfd.roles import TRAINED
 from lightning_dfd.schedules import takes_optimizer
 from lightning_dfd.trainer import INTERRUPTED, DistillationTrainer
 
@@ -235,6 +236,11 @@ class DistillationCLI(LightningCLI):
 
     def before_sample(self) -> None:
         self.trainer.recipes = self.recipes  # type: ignore[attr-defined]
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The module's default optimizer in a form that can be written to a recipe."""
+        adamw = {"class_path": "torch.optim.AdamW", "init_args": {**ADAMW.keywords}}
+        parser.set_defaults({f"model.{role}_optimizer": adamw for role in TRAINED})
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -82,7 +82,7 @@ from lightning_dfd.types import Batch, Conditioning, Role
 
 SPEED = "train/samples_per_s"
 SHOWN = ("train/student_loss", "train/fake_loss", "train/paired_gap")  # on the progress bar
-ADAMW: OptimizerCallable = partial(torch.optim.AdamW, lr=1e-5, betas=(0.9, 0.999), weight_decay=0.01)
+ADAMW = partial(torch.optim.AdamW, lr=1e-5, betas=(0.9, 0.999), weight_decay=0.01)
 
 
 class DistillationModule(LightningModule):

@@ -185,6 +185,15 @@ def printed(capsys: Any, *words: str) -> dict[str, Any]:
     return result
 
 
+def test_a_recipe_without_optimizers_has_the_default_and_can_be_written(capsys: Any) -> None:
+    model = printed(capsys, "--model.teacher", "x", "--model.student_optimizer.init_args.lr", "1e-3")["model"]
+    for role, rate in (("student", 1e-3), ("fake", 1e-5)):
+        optimizer = model[f"{role}_optimizer"]
+        assert optimizer["class_path"] == "torch.optim.AdamW"
+        assert optimizer["init_args"]["lr"] == rate
+        assert optimizer["init_args"]["weight_decay"] == 0.01
+
+
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_every_recipe_parses(capsys: Any, name: str) -> None:
     config = printed(capsys, "-c", recipe(name))

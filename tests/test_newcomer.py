@@ -45,6 +45,7 @@ COMMANDS = [
     ("--real my_videos", "--real my_videos --frames 9 --min_videos 8", "frames of tiny videos; as many as were made"),
     ("--trainer.max_steps 2000", "--trainer.max_steps 12", "more than the 10 of recipes/tiny.yaml"),
     ("--trainer.max_steps 3000", "--trainer.max_steps 14", "the same"),
+    ("--trainer.max_steps 4000", "--trainer.max_steps 16", "the same"),
     ("outputs/fsdp2 --trainer.devices 8", "outputs/fsdp2 --trainer.devices 1", "test_processes.py runs it on 2"),
     ("outputs/wan_ddp --trainer.devices 8", "outputs/wan_ddp --trainer.devices 1", "the README's on 2"),
     ("outputs/wan_fsdp2 --trainer.devices 8", "outputs/wan_fsdp2 --trainer.devices 1", "as the README's"),
