@@ -58,8 +58,8 @@ STOCK_COMMANDS = ("fit", "validate", "test")
 PARTS = ("model", "data", "trainer")
 VERSIONS = ("lightning-dfd", "torch", "lightning", "diffusers", "peft")
 NOT_KEYS = ("help", "config", "print_config")
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS)
 FABRIC_COMMANDS = ("run", "consolidate")  # Lightning's own `lightning` commands, passed on to it
 HARMLESS = (  # warnings that mean nothing here
     "LightningCLI's args parameter is intended",
@@ -374,7 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(INTERRUPTED)
     except Stopped as stop:
         if stop.saved and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            print(f"go on with: {shlex.join([program_name(), *to_go_on(words)])}", file=sys.stderr)
+            print(f"go on with: {program_name()} {shlex.join(to_go_on(words))}", file=sys.stderr)
         raise
     except BrokenPipeError:  # the reader of our output, a pager say, has had enough
         sys.exit(1)
@@ -454,7 +454,7 @@ def one_line_of(error: Exception) -> str | None:
     """What to tell the user of an error that he can mend; None for any other, which keeps its traceback."""
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         where = f", {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}: make room, then run the command again; fit goes on with --ckpt_path"
+        return f"{error.strerror}{where}: make room, then run the command again; fit goes on with --ckpt_path last"
     if isinstance(error, OSError) and error.errno in NO_ACCESS and error.filename and not _is_ours(error):
         return f"{error.strerror}: {error.filename}; name another file or folder, or mend its permissions"
     cause: BaseException | None = error

@@ -190,6 +190,7 @@ class DistillationModule(LightningModule):
         self.loaded_from: dict[str, Any] = {"checkpoint": None, "iteration": None}  # of `load_weights`
         self.counts = {"student_steps": 0, "forced_steps": 0, "skipped_steps": 0}
         self._bad_gradients = BadGradients()
+        self._parts: dict[str, list[nn.Parameter]] = {}  # what is clipped by a norm of its own, by name
         self._recipe: dict[str, dict[str, Any]] = {}
         self._settings: list[Groups] = []  # of the optimizers, before they had schedules
         self._built: list[Groups] = []  # and after
@@ -447,7 +448,7 @@ class DistillationModule(LightningModule):
         self._followed |= values.keys()
         for scheduler in self._watching:
             if scheduler.monitor in values:
-                value = torch.tensor(values[scheduler.monitor], dtype=torch.float64)
+                value = torch.tensor(values[scheduler.monitor], dtype=torch.float64, device=self.device)
                 scheduler.step(float(self.trainer.strategy.reduce(value, reduce_op="mean")))
 
     # ---- validation ---------------------------------------------------------------------------------------

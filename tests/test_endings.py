@@ -221,7 +221,7 @@ def test_ctrl_c_while_python_imports_is_quiet() -> None:
 
 
 def test_the_command_to_go_on_is_the_one_that_was_given(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    def stopped(arguments: list[str]) -> None:
+    def stopped(*arguments: Any) -> None:
         raise Stopped(signal.SIGINT, saved=True)
 
     monkeypatch.setattr(cli, "run", stopped)
@@ -232,6 +232,10 @@ def test_the_command_to_go_on_is_the_one_that_was_given(monkeypatch: pytest.Monk
     assert stop.value.code == 130
     said = capsys.readouterr().err
     assert "go on with: lightning fit --data.folder 'my videos' --trainer.max_steps=9 --ckpt_path last" in said
+    monkeypatch.setattr(sys, "argv", ["/venv/lightning_dfd/__main__.py"])
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert "go on with: python -m lightning_dfd fit --data.folder 'my videos' --" in capsys.readouterr().err
     assert cli.to_go_on(["fit", "--overwrite", "true", "--ckpt_path=x"]) == ["fit", "--ckpt_path", "last"]
     assert cli.bare_flags(["fit", "--overwrite", "-c", "a"]) == ["fit", "--overwrite=true", "-c", "a"]
     assert cli.bare_flags(["fit", "--overwrite", "false"]) == ["fit", "--overwrite", "false"]

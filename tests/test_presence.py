@@ -59,4 +59,6 @@ def test_folders_and_cached_pipelines_cost_no_request(
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is the file"):
         require_source(str(tmp_path / "file"))
+    with pytest.raises(ValueError, match="is a folder and has no revisions; leave out @main"):
+        require_source(f"{tmp_path}@main")
     assert not no_network

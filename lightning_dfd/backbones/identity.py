@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lightning_dfd.backbones.base import Backbone
 
 # Content is read once: digests of files of at least REMEMBERED bytes are kept, with the file's state, in this folder.
-DIGESTS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_dfd" / "digests"
+DIGESTS = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "lightning_dfd" / "digests"
 REMEMBERED = 1 << 26
 SETTLED = 2.0  # seconds after which a file's times tell one state of it from the next
 CHUNK = 1 << 22

@@ -8,7 +8,7 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-INDEX = "model_index.json"
+from lightning_dfd.backbones.location import INDEX, locate
 
 
 def require_source(source: str) -> None:
@@ -19,7 +19,7 @@ def require_source(source: str) -> None:
 
     Raises:
         FileNotFoundError: there is no such folder, or the hub cannot be reached.
-        ValueError: it is a file.
+        ValueError: it is a file, or a folder with a revision.
     """
     path = Path(source)
     if source and path.is_dir():
@@ -28,7 +28,8 @@ def require_source(source: str) -> None:
         raise ValueError(
             f"model.teacher is the file {source!r}; give the folder of a whole pipeline, with its {INDEX}, or a hub id"
         )
-    repo, _, revision = source.partition("@")
+    location = locate(source)
+    repo, revision = location.repo, location.revision
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
@@ -36,7 +37,7 @@ def require_source(source: str) -> None:
             f"model.teacher is {source!r}: there is no such folder, and it is no hub id, which is org/name; correct "
             "the path, which is relative to the current folder"
         ) from error
-    if isinstance(try_to_load_from_cache(repo, INDEX, revision=revision or None), str):
+    if isinstance(try_to_load_from_cache(repo, INDEX, revision=revision), str):
         return
     remedy = f"correct the path, or download the hub's {repo} first: hf download {repo}"
     if constants.HF_HUB_OFFLINE:
@@ -45,7 +46,7 @@ def require_source(source: str) -> None:
             f"and HF_HUB_OFFLINE is set; {remedy}"
         )
     try:
-        get_hf_file_metadata(hf_hub_url(repo, INDEX, revision=revision or None), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        get_hf_file_metadata(hf_hub_url(repo, INDEX, revision=revision), timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except HfHubHTTPError:  # the hub's answer
         return
     except Exception as error:  # the network's, of many kinds
