@@ -39,7 +39,8 @@ def require_source(source: str) -> None:
         ) from error
     if isinstance(try_to_load_from_cache(repo, INDEX, revision=revision), str):
         return
-    remedy = f"correct the path, or download the hub's {repo} first: hf download {repo}"
+    at = "" if revision is None else f" --revision {revision}"
+    remedy = f"correct the path, or download the hub's {repo} first: hf download {repo}{at}"
     if constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(
             f"model.teacher is {source!r}: there is no such folder, the hub's cache on this machine does not hold it, "
