@@ -23,7 +23,7 @@ from tqdm import tqdm
 from lightning_dfd import pages
 from lightning_dfd.data import Clip, Problem, VideoError, first_problems, list_clips, read_video, write_video
 from lightning_dfd.data.datamodule import UNKNOWN_RATE
-from lightning_dfd.data.files import expanded, replacing, require_writable
+from lightning_dfd.data.files import expanded, replacing, writable_folder
 from lightning_dfd.data.video import glance, middle_rate, note_guessed_colours
 from lightning_dfd.metrics import VideoSuite, relative_to_teacher
 from lightning_dfd.pictures import enlarge, video_grid
@@ -195,14 +195,9 @@ def usable_device(name: str) -> torch.device:
 
 def usable_output(folder: Path) -> Path:
     """The folder, made where it is missing; one that holds something else than an evaluation is refused."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        names = sorted(path.name for path in folder.iterdir())
-    except OSError as error:
-        raise OSError(f"output {folder} cannot be made or read ({error.strerror}); name another folder") from error
+    names = writable_folder(folder, "output")
     if names and RECORD not in names:
         raise ValueError(f"output {folder} holds something else ({names[0]}); name a new or an empty folder")
-    require_writable(folder, "output")
     return folder
 
 

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from lightning_dfd.backbones import Backbone
 from lightning_dfd.checkpoints import FRAME_RATE, below
+from lightning_dfd.data.datamodule import UNKNOWN_RATE
 from lightning_dfd.data.files import expanded, require_writable, respect_umask
 from lightning_dfd.module import DistillationModule
 from lightning_dfd.pictures import to_frames
@@ -64,7 +65,7 @@ def export_student(
     size: VideoSize,
     format: ExportFormat,
     facts: Mapping[str, str],
-    fps: float = 8.0,
+    fps: float = UNKNOWN_RATE,
 ) -> ExportReport:
     """Write the student (its moving average, where there is one) to the folder `output`.
 
@@ -83,7 +84,7 @@ def export_student(
     """
     output = Path(expanded(str(output), "output"))
     scheduler = check_export(module, output, format)
-    require_writable(output.parent, "output")
+    require_writable(output, "output")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as partial:
         folder = Path(partial) / "export"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_dfd.data import VideoDataModule, read_first_frame, write_video
-from lightning_dfd.data.files import replacing
+from lightning_dfd.data.files import expanded, replacing, writable_folder
 from lightning_dfd.data.listing import CAPTION_KEYS
 from lightning_dfd.generation import TEACHER_STEPS, Request, condition, generate_latents, image_clip
 from lightning_dfd.module import DistillationModule
@@ -61,7 +60,7 @@ def wanted(
         raise ValueError("got both prompts and prompts_file; give one of them")
     texts = None if prompts is None else [prompts] if isinstance(prompts, str) else list(prompts)
     if prompts_file is not None:
-        texts = read_prompts(Path(prompts_file))
+        texts = read_prompts(Path(expanded(prompts_file, "prompts_file")))
     if texts is not None and (not texts or not all(text.strip() for text in texts)):
         raise ValueError(f"prompts is {prompts!r}; give one text or a list of them, none empty")
     numbers = [0, 1] if seeds is None else [seeds] if isinstance(seeds, int) else list(dict.fromkeys(seeds))
@@ -70,9 +69,8 @@ def wanted(
     files = None if images is None else [images] if isinstance(images, str) else list(images)
     if files is not None and len(files) != len(texts or ()):
         raise ValueError(f"got {len(files)} images for {len(texts or ())} prompts; give one for each prompt")
-    return Wanted(
-        None if texts is None else tuple(texts), tuple(numbers), None if files is None else tuple(map(Path, files))
-    )
+    paths = None if files is None else tuple(Path(expanded(file, "images")) for file in files)
+    return Wanted(None if texts is None else tuple(texts), tuple(numbers), paths)
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -140,12 +138,7 @@ def usable_output(output: str) -> Path:
     folder = Path(output)
     if not output:
         raise ValueError("output is empty; name a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            names = sorted(path.name for path in folder.iterdir())
-    except OSError as error:
-        raise OSError(f"output {folder} cannot be written ({error.strerror}); name another folder") from error
+    names = writable_folder(folder, "output")
     foreign = [] if RECORD in names else [name for name in names if _in_the_way(name)]
     if foreign:
         raise ValueError(f"output {folder} holds something else ({foreign[0]}); name a new or an empty folder")
@@ -160,9 +153,10 @@ def clear(folder: Path) -> None:
     """Remove what an earlier call wrote, also one that was killed, and nothing else."""
     if not (folder / RECORD).is_file():
         return
+    written = _written(folder)
     for path in folder.iterdir():
         unfinished = re.fullmatch(rf"\.({VIDEO.pattern}|{re.escape(GRID)})\.\d+\.tmp", path.name)
-        if path.name in (LIST, GRID, SHEET) or path.name in _written(folder) or unfinished:
+        if path.name in (LIST, GRID, SHEET) or path.name in written or unfinished:
             path.unlink()
     (folder / RECORD).unlink()
 

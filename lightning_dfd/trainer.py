@@ -26,6 +26,7 @@ from lightning_dfd.data.files import expanded, require_writable
 from lightning_dfd.export import ExportFormat, ExportReport, check_export, export_student
 from lightning_dfd.generation import requests_for
 from lightning_dfd.module import DistillationModule
+from lightning_dfd.objectives.terms import require
 from lightning_dfd.options import (
     check_options,
     check_plugins,
@@ -70,7 +71,8 @@ class DistillationTrainer(Trainer):
         silence_adverts()
         check_options(kwargs)
         self._options = dict(kwargs)
-        kwargs["callbacks"] = fitting_callbacks(kwargs) + _default_callbacks(kwargs)
+        # StopEarly before checkpoints, which Lightning puts last of these: they hold what it has seen
+        kwargs["callbacks"] = [*fitting_callbacks(kwargs), *_default_callbacks(kwargs), StopEarly()]
         try:
             super().__init__(**kwargs)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
@@ -85,7 +87,7 @@ class DistillationTrainer(Trainer):
             with suppress(MisconfigurationException):
                 self.strategy.checkpoint_io = self._files
         self._leave = LeaveInTime()
-        self.callbacks += [StopEarly(), self._leave]  # type: ignore[attr-defined]
+        self.callbacks.append(self._leave)  # type: ignore[attr-defined]
 
     def fit(
         self,
@@ -120,8 +122,7 @@ class DistillationTrainer(Trainer):
             ckpt_path = find_checkpoint(self, str(ckpt_path))
             if ckpt_path is None:
                 rank_zero_info("ckpt_path is last and there is no checkpoint yet: the run begins at iteration 0")
-        given = ckpt_path is not None and Path(ckpt_path).exists()
-        content: dict[str, Any] = read_checkpoint(ckpt_path, lazily=True) if ckpt_path and given else {}
+        content = _first_look(ckpt_path)
         data = datamodule or train_dataloaders
         if isinstance(data, VideoDataModule):
             prepare_for_stream(self, model, data, self._options, int(content.get("global_step", 0)))
@@ -181,8 +182,8 @@ class DistillationTrainer(Trainer):
         Raises:
             ValueError: no clips are held out.
         """
-        _require_held_out(datamodule or dataloaders)
-        return super().validate(model, dataloaders, self._existing(ckpt_path), verbose, datamodule, weights_only=True)
+        path = self._to_measure(datamodule or dataloaders, ckpt_path)
+        return super().validate(model, dataloaders, path, verbose, datamodule, weights_only=True)
 
     def test(
         self,
@@ -206,8 +207,16 @@ class DistillationTrainer(Trainer):
         Raises:
             ValueError: no clips are held out.
         """
-        _require_held_out(datamodule or dataloaders)
-        return super().test(model, dataloaders, self._existing(ckpt_path), verbose, datamodule, weights_only=True)
+        path = self._to_measure(datamodule or dataloaders, ckpt_path)
+        return super().test(model, dataloaders, path, verbose, datamodule, weights_only=True)
+
+    def _to_measure(self, data: Any, ckpt_path: str | Path | None) -> str | None:
+        """The path of the checkpoint for `validate` and `test`; raises, before anything is loaded, for none, and where
+        no clips are held out."""
+        _require_held_out(data)
+        path = self._existing(ckpt_path)
+        _first_look(path)
+        return path
 
     def _existing(self, ckpt_path: str | Path | None) -> str | None:
         """The path of a checkpoint, with `last` and `best` looked up in the run's folder."""
@@ -275,6 +284,10 @@ class DistillationTrainer(Trainer):
         Args:
             encode_batch_size: clips encoded together.
         """
+        require(encode_batch_size >= 1, "encode_batch_size", encode_batch_size, "at least 1")
+        if datamodule.folder is None or datamodule.cache is None:
+            raise ValueError("cache needs data.folder (videos to read) and data.cache (the folder to write)")
+        require_writable(datamodule.cache, "data.cache")
         launcher = self.strategy.launcher
         run = self._cache if launcher is None else partial(launcher.launch, self._cache, trainer=self)
         run(model, datamodule, encode_batch_size)
@@ -283,10 +296,8 @@ class DistillationTrainer(Trainer):
         """On every process."""
         self.strategy.connect(model)
         self.strategy.setup_environment()
-        _require_count(encode_batch_size, "encode_batch_size")
-        if datamodule.folder is None or datamodule.cache is None:
-            raise ValueError("cache needs data.folder (videos to read) and data.cache (the folder to write)")
-        require_writable(datamodule.cache, "data.cache")
+        assert datamodule.folder is not None  # `cache` demands both
+        assert datamodule.cache is not None
         model.backbone.to(self.strategy.root_device)
         listing = list_clips(datamodule.folder)
         report = write_cache(
@@ -337,7 +348,7 @@ class DistillationTrainer(Trainer):
             ckpt_path: of a checkpoint, or `last`; null for the student as training would start it, or for the teacher.
             batch_size: videos sampled together.
         """
-        _require_count(batch_size, "batch_size")
+        require(batch_size >= 1, "batch_size", batch_size, "at least 1")
         asked = wanted(prompts, prompts_file, seeds, images)
         check_role(model, role, asked.images, datamodule.size)
         folder = usable_output(expanded(output, "output"))
@@ -372,7 +383,7 @@ class DistillationTrainer(Trainer):
         """
         output = expanded(output, "output")
         check_export(model, output, format)
-        require_writable(Path(output).parent, "output")
+        require_writable(output, "output")
         model.backbone.quantization = None  # what is exported is merged into the teacher as it was published
         facts = self._load(model, ckpt_path)
         rate = _playing_rate(facts, datamodule)
@@ -412,6 +423,16 @@ def _default_callbacks(options: Mapping[str, Any]) -> list[Callback]:
     ]
 
 
+def _first_look(ckpt_path: str | Path | None) -> dict[str, Any]:
+    """A checkpoint's content, read lazily; empty for none, for an address and for Lightning's own `hpc`.
+
+    Raises as `read_checkpoint`: before the networks are loaded, which takes minutes.
+    """
+    if ckpt_path is None or ckpt_path == "hpc" or "://" in str(ckpt_path):
+        return {}
+    return read_checkpoint(ckpt_path, lazily=True)
+
+
 def _playing_rate(facts: Mapping[str, str], datamodule: VideoDataModule) -> float:
     """The rate of the checkpoint's run; without one, of the data."""
     return float(facts[FRAME_RATE]) if FRAME_RATE in facts else datamodule.playing_rate
@@ -428,8 +449,3 @@ def _require_held_out(data: Any) -> None:
             "data.val_share is 0, so no clips are held out and there is nothing to measure; set it (0.02, say), in fit "
             "too, as clips that were trained on tell nothing"
         )
-
-
-def _require_count(value: int, name: str) -> None:
-    if value < 1:
-        raise ValueError(f"{name} is {value}; it must be at least 1")

@@ -140,6 +140,18 @@ def test_best_is_the_one_that_the_monitor_rates_best(run: Run) -> None:
         run.fit(3, ckpt_path="best")
 
 
+def test_a_checkpoint_that_is_not_there_is_said_before_anything_is_loaded(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DistillationModule, "configure_model", lambda self: pytest.fail("the networks were loaded"))
+    with pytest.raises(FileNotFoundError, match=r"^ckpt_path is '/nowhere\.ckpt': there is no such file or folder"):
+        run.fit(1, ckpt_path="/nowhere.ckpt")
+    module = DistillationModule(str(run.teacher), max_sequence_length=TEXT_LENGTH)
+    data = VideoDataModule(str(run.videos), frames=9, height=32, width=32, val_share=0.4)
+    with pytest.raises(FileNotFoundError, match=r"^ckpt_path is '/nowhere\.ckpt'"):
+        run.trainer(1).validate(module, datamodule=data, ckpt_path="/nowhere.ckpt")
+
+
 # ---- Ctrl-C ---------------------------------------------------------------------------------------------------
 
 

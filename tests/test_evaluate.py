@@ -165,8 +165,8 @@ def test_lists_lead_nowhere_else(world: dict[str, Path], tmp_path: Path) -> None
         (["--batch_size", "0"], "batch_size and fps above 0"),
         (["--device", "gpu"], "this torch cannot use device 'gpu'"),
         (["--runs.mine", "/nowhere"], "no metrics/version_N/metrics.csv in /nowhere"),
-        (["--output", "/dev/null"], "output /dev/null cannot be made or read"),
-        (["-c", "nowhere.yaml"], "File does not exist"),
+        (["--output", "/dev/null"], "output is /dev/null, which cannot be written"),
+        (["-c", "nowhere.yaml"], "there is no recipe nowhere.yaml"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -234,6 +234,20 @@ def test_early_stopping_looks_at_values_of_training(fit: Fit) -> None:
     assert fit(EarlyStopping("train/fake_loss", patience=1, min_delta=1e6), min_steps=8, **options).global_step == 8
 
 
+def test_a_resumed_run_stops_early_where_the_uninterrupted_one_does(fit: Fit, tmp_path: Path) -> None:
+    """A checkpoint holds the look of its own iteration."""
+    options = {"max_steps": 30, "log_every_n_steps": 3, "val_share": 0.0}
+    folder = tmp_path / "checkpoints"
+
+    def run(ckpt_path: Path | None = None) -> int:
+        keep = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        stopper = EarlyStopping("train/fake_loss", patience=1, min_delta=1e6)
+        return fit(stopper, keep, ckpt_path=ckpt_path and str(ckpt_path), **options).global_step
+
+    assert run() == 6  # the best at 3
+    assert run(folder / "step=3.ckpt") == 6
+
+
 def test_early_stopping_looks_at_evaluations_and_validations(fit: Fit, tmp_path: Path) -> None:
     measure = VideoEvaluation(
         every=1, prompts=2, seeds=2, min_videos=3, real_clips=8, teacher=False, distance=READINGS, diversity=READINGS

@@ -130,7 +130,7 @@ def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds something else \(clip.mp4\); name a new or an empty folder"):
         usable_output(str(tmp_path))
     for place in (tmp_path / "clip.mp4", tmp_path / "clip.mp4" / "below", Path("/proc/here")):
-        with pytest.raises(OSError, match=r"output .* cannot be written \(.+\); name another folder"):
+        with pytest.raises(OSError, match=r"output is .*, which cannot be written \(.+\); name another folder"):
             usable_output(str(place))
     with pytest.raises(ValueError, match="output is empty"):
         usable_output("")

@@ -63,12 +63,25 @@ def require_writable(folder: str | Path, key: str) -> None:
     try:
         place = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
         if not place.is_dir():
-            raise OSError(errno.ENOTDIR, f"{place} is no folder")
+            raise OSError(errno.ENOTDIR, f"{place} is not a folder")
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        where = f"{folder}, which {key} names," if key else str(folder)
-        raise OSError(f"{where} cannot be written ({error.strerror}); name another folder") from error
+        raise OSError(f"{key} is {folder}, which cannot be written ({error.strerror}); name another folder") from error
+
+
+def writable_folder(folder: str | Path, key: str) -> list[str]:
+    """Make a folder where it is missing; returns the sorted names of what is in it.
+
+    Raises:
+        OSError: it cannot be made, read or written.
+    """
+    require_writable(folder, key)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise OSError(f"{key} is {folder}, which cannot be read ({error.strerror}); name another folder") from error
 
 
 # ---- writing ----------------------------------------------------------------------------------------------------

@@ -39,9 +39,7 @@ def test_a_folder_that_can_be_written_is_not_made(tmp_path):
 def test_a_file_in_the_place_of_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "run" / "deep"):
-        with pytest.raises(
-            OSError, match=r"which output names, cannot be written \(.*file is no folder\); name another"
-        ):
+        with pytest.raises(OSError, match=r"output is .*, which cannot be written \(.*file is not a folder\); name"):
             require_writable(place, "output")
 
 

@@ -52,7 +52,8 @@ class DataForcing(Term):
     def view(self, step: Step, view: TeacherView) -> TeacherView:
         settings = self.settings
         if self.rehearsed:  # forced or not, the teacher sees one batch; only its guidance costs
-            return replace(view, guidance=max(float(view.guidance), settings.guidance or 1.0))
+            forced_guidance = settings.guidance if settings.probability else None
+            return replace(view, guidance=max(float(view.guidance), forced_guidance or 1.0))
         forced = forced_samples(self.drawn(step), step.t, settings.time_range)
         real = view.real
         if settings.nearest_of > 1 and settings.probability > 0:
