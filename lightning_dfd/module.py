@@ -720,5 +720,5 @@ class DistillationModule(LightningModule):
         if wrong:
             raise ValueError(
                 f"{named} holds another student: {'; '.join(wrong)}. Give the recipe and the options with which it was "
-                "trained, or the config.yaml in the logs folder of its run"
+                "trained, or the config.yaml beside the checkpoint"
             )
