@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_dfd.checkpoints import differing, newest_whole, read_checkpoint, remove_checkpoint
 from lightning_dfd.loggers import read_rows, write_rows
+from lightning_dfd.objectives.terms import Term
 
 # ---- what has to agree ----------------------------------------------------------------------------------------
 
@@ -40,7 +41,7 @@ def recipe_facts(module: Any) -> dict[str, dict[str, Any]]:
         "model.student.ema_decay": "null" if student.ema_decay is None else "a number",
         "model.sampling.steps": [float(step) for step in module.sampling.steps],
         "model.sampling.kind": module.sampling.kind,
-        "terms of the loss": sorted(type(term).__name__ for term in module.terms),
+        "the loss": " + ".join(sorted(_name_of(term) for term in module.terms)),
         "model.seed": module.seed,
     }
     for term in module.terms:
@@ -63,6 +64,11 @@ def recipe_facts(module: Any) -> dict[str, dict[str, Any]]:
         exact["clips"] = f"{len(names)} ({_digest(names)})"
         exact["data.cache"] = "null" if data.cache is None else "a folder"
     return {"fixed": fixed, "exact": exact}
+
+
+def _name_of(term: Term) -> str:
+    """The recipe key that brings a term, with the class of one of the user's."""
+    return term.key if term.key != Term.key else f"{term.key} {type(term).__qualname__}"
 
 
 def student_facts(student: Any, own_targets: Sequence[str]) -> dict[str, Any]:

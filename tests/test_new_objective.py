@@ -163,7 +163,8 @@ def test_terms_of_a_user_in_a_recipe_a_resumed_run_the_plan_and_the_card(
 
     with pytest.raises(SystemExit) as refused:
         fit("halves", 8, "--ckpt_path", "last", "--model.terms", "null")
-    assert "another recipe" in str(refused.value)
+    assert "the loss is model.data_forcing + model.dmd + model.gan + model.terms FDivergence + " in str(refused.value)
+    assert " there and model.data_forcing + model.dmd + model.gan here" in str(refused.value)
 
     capsys.readouterr()
     cli.main(["plan", *words(tiny["wan"], videos, folder / "plan", "--json", "true")])
