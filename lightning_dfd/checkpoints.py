@@ -47,7 +47,7 @@ def read_checkpoint(
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is cut short or damaged, or is no checkpoint of this package.
+        ValueError: it is cut short or damaged, or is not a checkpoint of this package.
     """
     path = Path(path)
     file = path / STATE if path.is_dir() else path
@@ -63,9 +63,11 @@ def read_checkpoint(
             _join(content, path, like or (lambda name, shape, dtype: torch.empty(shape, dtype=dtype, device=device)))
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{key}: {path} is damaged, cut short or no checkpoint ({why[:100]}); take another") from error
+        raise ValueError(
+            f"{key}: {path} is damaged, cut short or not a checkpoint ({why[:100]}); take another"
+        ) from error
     if not ours:
-        raise ValueError(f"{key}: {path} is no checkpoint of this package; take one that `lightning fit` wrote")
+        raise ValueError(f"{key}: {path} is not a checkpoint of this package; take one that `lightning fit` wrote")
     return content
 
 

@@ -217,7 +217,7 @@ def check_targets(network: nn.Module, targets: Sequence[str]) -> None:
         wrong = next((module for module in meant.values() if not isinstance(module, ADAPTABLE)), None)
         if meant and wrong is None:
             continue
-        said = "no layer of the network" if wrong is None else f"a {type(wrong).__name__}, which takes no LoRA"
+        said = "not a layer of the network" if wrong is None else f"a {type(wrong).__name__}, which takes no LoRA"
         near = difflib.get_close_matches(target, _ends(layers), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(_shortest(layers))}"
         raise ValueError(f"model.student.targets: {target!r} is {said}; {hint}")

@@ -145,7 +145,7 @@ def teacher_times(
     """
     name = str(scheduler_config["_class_name"])
     if name not in SOLVERS:
-        raise _refused(name, f"is no solver whose steps are known here; known are {', '.join(SOLVERS)}")
+        raise _refused(name, f"is not supported; supported are {', '.join(SOLVERS)}")
     if num_steps < 1:
         raise ValueError(f"the teacher cannot be sampled in {num_steps} steps; take at least 1")
     scheduler = getattr(diffusers, name).from_config(dict(scheduler_config))

@@ -48,7 +48,7 @@ class ScheduleFunction:
         module, _, name = class_path.rpartition(".")
         self.function = getattr(importlib.import_module(module), name) if module else None
         if not takes_optimizer(self.function):
-            raise ValueError(f"{class_path} is no function whose first parameter is named optimizer")
+            raise ValueError(f"{class_path} is not a function whose first parameter is named optimizer")
         self.class_path, self.init_args = class_path, dict(init_args or {})
 
     def __call__(self, optimizer: Optimizer) -> LRScheduler:
@@ -125,14 +125,14 @@ def trial(
     parameters: Any = [{**group, "params": [like()]} for group in groups] or [like()]
     optimizer = build(key, make, parameters)
     if not isinstance(optimizer, Optimizer):
-        raise ValueError(f"{key} gives {type(optimizer).__name__}, which is no torch.optim.Optimizer")
+        raise ValueError(f"{key} gives {type(optimizer).__name__}, which is not a torch.optim.Optimizer")
     if takes_a_value(optimizer):
         raise ValueError(f"{key} is {type(optimizer).__name__}, whose step needs a closure; take one that does without")
     _say_what_is_lost(key, *settings_of(optimizer))
     if schedule is not None:
         scheduler = build(schedule_key, schedule, ready(optimizer))
         if not all(hasattr(scheduler, name) for name in ("step", "state_dict", "load_state_dict", "optimizer")):
-            raise ValueError(f"{schedule_key} gives {type(scheduler).__name__}, which is no learning-rate schedule")
+            raise ValueError(f"{schedule_key} gives {type(scheduler).__name__}, which is not a learning-rate schedule")
         _say_what_is_lost(schedule_key, scheduler.state_dict())
         if takes_a_value(scheduler):
             _refuse_unnamed(schedule_key, scheduler)

@@ -89,7 +89,7 @@ def recipe(name: str) -> str:
         (["--data.height", "33"], "the nearest is 9 frames of 32x32"),
         (["--data.cache", "/nowhere"], "make it with: lightning cache"),
         (["--model.init_from", "/nowhere"], "model.init_from is '/nowhere': there is no such file or folder"),
-        (["--model.student.targets", "[to_q, to_quue]"], "'to_quue' is no layer of the network; did you mean to_q"),
+        (["--model.student.targets", "[to_q, to_quue]"], "'to_quue' is not a layer of the network; did you mean to_q"),
         (["--model.quantization", "{backend: torchao, kind: nf4}"], "model.quantization.kind is nf4; with backend"),
         (["--model.quantization.kind", "int8"], "model.quantization lacks backend"),
         (

@@ -27,7 +27,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("source", ["/no/where", "./nowhere", "../nowhere", "a/b/c", "", "a b", "org/name/"])
 def test_what_cannot_be_a_hub_id_is_a_missing_folder(no_network: list[str], source: str) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no such folder, and it is no hub id"):
+    with pytest.raises(FileNotFoundError, match="there is no such folder, and it is not a hub id"):
         require_source(source)
     assert not no_network
 

@@ -119,7 +119,7 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
         assert newest_whole(paths) == paths[1]
     said = [str(one.message) for one in warned]
     assert any("7.ckpt is damaged, cut short" in text for text in said)
-    assert any("6.ckpt is no checkpoint of this package" in text for text in said)
+    assert any("6.ckpt is not a checkpoint of this package" in text for text in said)
 
 
 def test_a_run_that_was_killed_before_its_last_save_gets_it(

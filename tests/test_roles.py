@@ -207,12 +207,12 @@ def test_weights_round_trip_and_misfits_are_named(backbone: Backbone) -> None:
 @pytest.mark.parametrize(
     ("targets", "said"),
     [
-        (["nonsense"], "'nonsense' is no layer of the network; there are .*to_q"),
-        (["to_q", "to_quue"], "'to_quue' is no layer of the network; did you mean to_q"),
+        (["nonsense"], "'nonsense' is not a layer of the network; there are .*to_q"),
+        (["to_q", "to_quue"], "'to_quue' is not a layer of the network; did you mean to_q"),
         (["to_q", "norm_out"], "'norm_out' is a .*, which takes no LoRA"),
         (
             ["ransformer_blocks.0.attn1.to_q"],
-            "is no layer of the network; did you mean transformer_blocks.0.attn1.to_q",
+            "is not a layer of the network; did you mean transformer_blocks.0.attn1.to_q",
         ),
     ],
 )

@@ -343,11 +343,11 @@ def test_what_cannot_be_built_is_named_by_its_key() -> None:
         None, make=partial(AdamW, lr=-1.0)
     )
     assert "model.student_optimizer is LBFGS, whose step needs a closure" in refused(None, make=torch.optim.LBFGS)
-    assert "model.student_optimizer gives list, which is no torch.optim.Optimizer" in refused(None, make=list)
+    assert "model.student_optimizer gives list, which is not a torch.optim.Optimizer" in refused(None, make=list)
     assert "model.lr_scheduler fails (ValueError: Expected positive integer T_0" in refused(
         partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=-3)
     )
-    assert "model.lr_scheduler gives NoneType, which is no learning-rate schedule" in refused(lambda o: None)
+    assert "model.lr_scheduler gives NoneType, which is not a learning-rate schedule" in refused(lambda o: None)
     assert "model.lr_scheduler gives a rate of -0.0005 at iteration 11; it must be 0 or above" in refused(
         lambda o: lr_scheduler.LambdaLR(o, lambda k: 0.5 - k * 0.05)
     )

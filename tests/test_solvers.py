@@ -138,12 +138,12 @@ def test_solvers_of_higher_order_or_with_noise_are_followed_in_their_first_order
 
 DDIM = {**LINEAR, "clip_sample": False}
 REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
-    ("HeunDiscreteScheduler", LINEAR, 10, "HeunDiscreteScheduler is no solver whose steps are known"),
-    ("PNDMScheduler", LINEAR, 10, "PNDMScheduler is no solver"),
-    ("FlowMatchHeunDiscreteScheduler", {}, 10, "FlowMatchHeunDiscreteScheduler is no solver"),
-    ("FlowMatchLCMScheduler", {}, 10, "FlowMatchLCMScheduler is no solver"),
-    ("LCMScheduler", LINEAR, 10, "LCMScheduler is no solver"),
-    ("DEISMultistepScheduler", FLOW, 10, "DEISMultistepScheduler is no solver"),
+    ("HeunDiscreteScheduler", LINEAR, 10, "HeunDiscreteScheduler is not supported"),
+    ("PNDMScheduler", LINEAR, 10, "PNDMScheduler is not supported"),
+    ("FlowMatchHeunDiscreteScheduler", {}, 10, "FlowMatchHeunDiscreteScheduler is not supported"),
+    ("FlowMatchLCMScheduler", {}, 10, "FlowMatchLCMScheduler is not supported"),
+    ("LCMScheduler", LINEAR, 10, "LCMScheduler is not supported"),
+    ("DEISMultistepScheduler", FLOW, 10, "DEISMultistepScheduler is not supported"),
     ("DDIMScheduler", LINEAR, 10, "has clip_sample.*set it to false"),
     ("DDIMScheduler", {**DDIM, "thresholding": True}, 10, "has thresholding.*set it to false"),
     ("DDIMScheduler", {**DDIM, "timestep_spacing": "even"}, 10, "does not take 10 steps: even is not supported"),
@@ -179,7 +179,7 @@ def test_callbacks_refuse_a_teacher_before_anything_is_loaded(tiny: dict[str, Pa
     module: Any = DistillationModule(str(tmp_path / "heun"))
     trainer: Any = SimpleNamespace(datamodule=VideoDataModule(folder="videos", frames=9, height=32, width=48))
     for callback in (VideoSamples(), VideoEvaluation()):
-        with pytest.raises(ValueError, match="its HeunDiscreteScheduler is no solver"):
+        with pytest.raises(ValueError, match="its HeunDiscreteScheduler is not supported"):
             callback.setup(trainer, module, "fit")
     VideoEvaluation(teacher=False).setup(trainer, module, "fit")
     assert module.roles is None

@@ -34,7 +34,7 @@ def require_source(source: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise FileNotFoundError(
-            f"model.teacher is {source!r}: there is no such folder, and it is no hub id, which is org/name; correct "
+            f"model.teacher is {source!r}: there is no such folder, and it is not a hub id, which is org/name; correct "
             "the path, which is relative to the current folder"
         ) from error
     if isinstance(try_to_load_from_cache(repo, INDEX, revision=revision), str):

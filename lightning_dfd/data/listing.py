@@ -98,7 +98,7 @@ def list_clips(root: str | Path, need_captions: bool = True) -> Listing:
     The list is `metadata.jsonl` or `metadata.csv` (imagefolder style: `file_name` relative to the folder, and
     `text` or `caption`); without one, every video with a caption in a .txt file of the same name beside it and those
     in tar shards, subfolders included, hidden ones not. Further captions of a clip are those of `short_text` and of
-    lists in place of text. A captioned file whose suffix is no video's is a problem, unless a video has its caption.
+    lists in place of text. A captioned file without a video suffix is a problem, unless a video has its caption.
     Only files that really lie inside the folder are read: absolute paths, `..` and links that lead out are problems,
     as are missing files and captions and text that is not UTF-8. In a snapshot of the hub's cache, links into that
     repository's blobs are followed. Where captions are not needed, videos without one have an empty one.
@@ -216,8 +216,9 @@ def _sidecar_rows(root: Path, need_captions: bool) -> Iterator[_Row | Problem]:
         text = by_name.get(f"{stem}.txt")
         if not name.lower().endswith(wanted):
             if text not in (None, name) and stem not in captioned and (root / name).is_file():
-                suffix = os.path.splitext(name)[1] or "no suffix"
-                yield Problem(_printable(name), f"{suffix} is no video's; rename or convert it")
+                suffix = os.path.splitext(name)[1]
+                why = f"{suffix} is not a video suffix" if suffix else "it has no suffix"
+                yield Problem(_printable(name), f"{why}; rename or convert it")
         elif name.lower().endswith(SHARDS):
             yield from _shard_rows(root, name, need_captions)
         elif text is None and not need_captions:

@@ -76,7 +76,7 @@ def _entries(
         key, suffix = _key_and_suffix(member.name)
         if suffix not in suffixes:
             if key in texts and key not in videos and suffix not in CAPTIONS and member.isreg():
-                yield ShardProblem(member.name, f"{suffix} is no video's suffix; rename or convert it")
+                yield ShardProblem(member.name, f"{suffix} is not a video suffix; rename or convert it")
             continue
         reason = _why_not(member, size)
         if reason:

@@ -441,6 +441,6 @@ def test_captioned_files_that_are_no_videos_are_named(tmp_path):
     listing = list_clips(tmp_path)
     assert [clip.name for clip in listing.clips] == ["a.mp4", "c.MTS"]
     assert problems(listing) == {
-        "b.xyz": ".xyz is no video's; rename or convert it",
-        "d": "no suffix is no video's; rename or convert it",
+        "b.xyz": ".xyz is not a video suffix; rename or convert it",
+        "d": "it has no suffix; rename or convert it",
     }
