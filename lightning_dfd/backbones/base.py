@@ -246,6 +246,10 @@ class Backbone(ABC):
         masks = {"prompt_attention_mask": others[0]} if len(others) == 3 else {}
         return Conditioning({"prompt_embeds": embeds} | masks)
 
+    def targets_in(self, transformer: nn.Module) -> Sequence[str]:
+        """The layers of the network that get adapters where a recipe names none."""
+        return self.lora_targets
+
     def blank_transformer(self) -> nn.Module:
         """What `load_transformer` gives, on the meta device and from the config alone."""
         return blank_network(self.transformer_config, self.dtype)

@@ -270,6 +270,11 @@ class CapturedBackbone(Backbone):
 
     # ---- a backbone by what was learned --------------------------------------------------------------------
 
+    def targets_in(self, transformer: nn.Module) -> Sequence[str]:
+        """Those of the usual names that the network has, as its family is not known."""
+        paths = [f".{name}" for name, _ in transformer.named_modules()]
+        return [target for target in self.lora_targets if any(path.endswith(f".{target}") for path in paths)]
+
     def text_length(self) -> int:
         """0 for a pipeline whose call takes no `max_sequence_length`."""
         parameter = self._parameters.get("max_sequence_length")
