@@ -87,8 +87,8 @@ def image_clip(backbone: Backbone, request: Request, data: VideoDataModule | Non
     clip = None if data is None else data.clip_of(request.prompt)
     if data is None or clip is None:
         raise ValueError(
-            f"{type(backbone).__name__} begins with an image, and there is none for {request.prompt!r}: it is no "
-            "caption of the data; take a caption, or give images (lightning sample --images)"
+            f"{type(backbone).__name__} begins with an image, and there is none for {request.prompt!r}: it is "
+            "not a caption of the data; take one that is, or give images (lightning sample --images)"
         )
     return clip, data
 

@@ -345,7 +345,8 @@ class DistillationTrainer(Trainer):
             images: image-to-video only: one file for each prompt, a picture or a video, with whose first frame its
                 videos begin; null for the data's clips.
             role: student, ema, teacher or fake; null for what would be exported.
-            ckpt_path: of a checkpoint, or `last`; null for the student as training would start it, or for the teacher.
+            ckpt_path: a checkpoint, or the run's `last` or `best`; null for the student as training would start it, or
+                for the teacher.
             batch_size: videos sampled together.
         """
         require(batch_size >= 1, "batch_size", batch_size, "at least 1")
@@ -378,7 +379,7 @@ class DistillationTrainer(Trainer):
 
         Args:
             output: folder to write; must not exist.
-            ckpt_path: of a checkpoint, or `last` for the newest whole one of the recipe's run.
+            ckpt_path: a checkpoint, or the run's `last` or `best`.
             format: pipeline, or lora for `load_lora_weights`.
         """
         output = expanded(output, "output")

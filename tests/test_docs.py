@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,17 +137,23 @@ def test_commands_parse(
 ) -> None:
     """Values too: recipes, files of the page, overrides. The command prints what it would run."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    for block in blocks(page_named(page), "yaml"):
-        file = re.match(r"# (\w+\.yaml)\n", block)
+    for block in blocks(page_named(page), "yaml", "python"):
+        file = re.match(r"# ((\w+)\.(?:yaml|py))\n", block)
         if file:
             (tmp_path / file.group(1)).write_text(block, encoding="utf-8")
+            monkeypatch.delitem(sys.modules, file.group(2), raising=False)
+    for word in words:
+        if word.endswith("/checkpoints/config.yaml"):  # that of the page's own run
+            config = tmp_path / word
+            config.parent.mkdir(parents=True)
+            config.write_text(f"inherit: [{ROOT}/recipes/{config.parts[-3]}.yaml]", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         cli.main([*words, "--print_config"])
     out = capsys.readouterr()
     assert stop.value.code in (0, None), out.err
-    config = yaml.safe_load(out.out)
-    assert config["real"] if words[0] == "evaluate" else config["model"]["teacher"]
+    found = yaml.safe_load(out.out)
+    assert found["real"] if words[0] == "evaluate" else found["model"]["teacher"]
 
 
 # ---- files ----------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def test_from_video_files_to_an_image_to_video_pipeline(
     cli.main(["sample", *dfd, *ckpt, *request, "--images", f'["{image}"]'])
     shown = read_video(tmp_path / "samples" / "0000.mp4", replace(size, width=size.height), None)
     assert shown.shape == (3, size.frames, size.height, size.height)
-    assert "it is no caption of the data" in fail(capsys, "sample", *dfd, *ckpt, *request)
+    assert "it is not a caption of the data" in fail(capsys, "sample", *dfd, *ckpt, *request)
     assert "2 images for 1 prompts" in fail(capsys, "sample", *dfd, *ckpt, *request, "--images", "[a.png, b.png]")
 
     cli.main(["export", *dfd, *ckpt, "--output", str(tmp_path / "student")])

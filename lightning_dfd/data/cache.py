@@ -423,7 +423,7 @@ class LatentCache:
         """How a folder's clips differ from those that the cache was made from: kind of difference -> names. Nothing is
         opened; what was left out then is not new."""
         entries = {entry.name: entry for entry in self.entries}
-        found: dict[str, list[str]] = {"new": [], "changed": [], "vanished": [], "of other captions": []}
+        found: dict[str, list[str]] = {"new": [], "changed": [], "vanished": [], "with other captions": []}
         for clip in clips:
             entry = entries.pop(clip.name, None)
             if entry is None:
@@ -437,7 +437,7 @@ class LatentCache:
             if not same:
                 found["changed"].append(clip.name)
             elif clip.captions != (entry.caption, *entry.others):
-                found["of other captions"].append(clip.name)
+                found["with other captions"].append(clip.name)
         found["vanished"] += entries
         return {kind: names for kind, names in found.items() if names}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -329,10 +330,11 @@ class VideoDataModule(LightningDataModule):
             for kind, names in cache.differences(clips).items()
         ]
         if found:
+            folder, kept = shlex.quote(self.folder), shlex.quote(str(self.cache))
             warnings.warn(
-                f"{self.folder} is not what {self.cache} was made from, and training goes by the cache: "
-                f"{', '.join(found)}. To take them in, run: lightning cache -c RECIPE --data.folder {self.folder} "
-                f"--data.cache {self.cache}",
+                f"data.folder {self.folder} differs from what data.cache {self.cache} was made from, and training "
+                f"reads the cache: {', '.join(found)}. To cache the folder as it is now, run: lightning cache -c "
+                f"RECIPE --data.folder {folder} --data.cache {kept}",
                 stacklevel=2,
             )
 

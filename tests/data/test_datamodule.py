@@ -333,7 +333,7 @@ def test_clips_that_the_cache_does_not_know_are_named(folder, cache, make_clip):
     (line,) = said_of(folder, cache)
     assert "5 new (new0.mp4, new1.mp4, new2.mp4, ...)" in line
     assert "1 changed (1.mp4)" in line
-    assert "1 of other captions (2.mp4)" in line
+    assert "1 with other captions (2.mp4)" in line
     assert "2 vanished (3.mp4, 4.mp4)" in line
     assert f"run: lightning cache -c RECIPE --data.folder {folder} --data.cache {cache}" in line
     assert said_of(folder, cache, "validate") == []
@@ -365,7 +365,7 @@ def test_a_cache_without_stamps_is_compared_by_names_and_captions(folder, cache)
     (cache / "cache.json").write_text(json.dumps(index))
     (folder / "2.txt").write_text("another caption")
     (line,) = said_of(folder, cache)
-    assert "of other captions (2.mp4). To take" in line
+    assert "with other captions (2.mp4). To cache" in line
     assert "changed" not in line
 
 
