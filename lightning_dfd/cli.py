@@ -457,6 +457,11 @@ def one_line_of(error: Exception) -> str | None:
         return f"{error.strerror}{where}: make room, then run the command again; fit goes on with --ckpt_path last"
     if isinstance(error, OSError) and error.errno in NO_ACCESS and error.filename and not _is_ours(error):
         return f"{error.strerror}: {error.filename}; name another file or folder, or mend its permissions"
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"out of memory: {str(error).strip().splitlines()[0]} `lightning plan --memory GIB` with the same recipe says "
+            "what to change; docs/scaling.md lists it too"
+        )
     cause: BaseException | None = error
     while cause is not None:  # jsonargparse wraps what the classes of a recipe raise while they are made
         mendable = isinstance(cause, MisconfigurationException)  # Lightning's word for what a recipe can cause

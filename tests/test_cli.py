@@ -185,6 +185,13 @@ def printed(capsys: Any, *words: str) -> dict[str, Any]:
     return result
 
 
+def test_out_of_memory_says_what_to_do() -> None:
+    said = cli.one_line_of(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has"))
+    assert said is not None
+    assert said.startswith("out of memory: CUDA out of memory. Tried to allocate 2.00 GiB. `lightning plan")
+    assert "\n" not in said
+
+
 def test_a_recipe_without_optimizers_has_the_default_and_can_be_written(capsys: Any) -> None:
     model = printed(capsys, "--model.teacher", "x", "--model.student_optimizer.init_args.lr", "1e-3")["model"]
     for role, rate in (("student", 1e-3), ("fake", 1e-5)):

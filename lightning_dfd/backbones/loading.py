@@ -52,6 +52,8 @@ def load_pipeline(source: str | Location, dtype: torch.dtype, name: str | None =
     pipeline = getattr(diffusers, name or str(index["_class_name"]), DiffusionPipeline)
     try:
         return pipeline.from_pretrained(location.repo, revision=location.revision, dtype=dtype, **components)
+    except torch.OutOfMemoryError:  # no fault of the teacher's
+        raise
     except UNREADABLE as error:
         raise teacher_not_found(location, error) from error
 
@@ -66,6 +68,8 @@ def load_part(source: str | Location, part: str, kind: Any, dtype: torch.dtype, 
         network: nn.Module = kind.from_pretrained(
             location.repo, subfolder=part, revision=location.revision, dtype=dtype, **options
         )
+    except torch.OutOfMemoryError:
+        raise
     except UNREADABLE as error:
         raise teacher_not_found(f"{location}, {part}", error) from error
     return network
