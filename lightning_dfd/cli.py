@@ -459,8 +459,8 @@ def one_line_of(error: Exception) -> str | None:
         return f"{error.strerror}: {error.filename}; name another file or folder, or mend its permissions"
     if isinstance(error, torch.OutOfMemoryError):
         return (
-            f"out of memory: {str(error).strip().splitlines()[0]} `lightning plan --memory GIB` with the same recipe says "
-            "what to change; docs/scaling.md lists it too"
+            f"out of memory: {str(error).strip().splitlines()[0]} `lightning plan --memory GIB` with the same recipe "
+            "says what to change; docs/scaling.md lists it too"
         )
     cause: BaseException | None = error
     while cause is not None:  # jsonargparse wraps what the classes of a recipe raise while they are made
