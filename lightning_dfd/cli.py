@@ -262,6 +262,12 @@ class DistillationCLI(LightningCLI):
             raise SystemExit(0)
         super().parse_arguments(parser, words)
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise ValueError(f"seed_everything: {error}") from error
+
     def before_instantiate_classes(self) -> None:
         expand_paths(self.config[self.subcommand])
 
