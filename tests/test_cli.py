@@ -6,6 +6,7 @@ import csv
 import itertools
 import math
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers import CSVLogger
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from lightning_dfd import cli
 from lightning_dfd.data import VideoDataModule
@@ -186,6 +190,30 @@ def printed(capsys: Any, *words: str) -> dict[str, Any]:
         cli.main(["fit", *words, "--print_config"])
     result: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
     return result
+
+
+class AbsentLogger(CSVLogger):
+    """As one whose package is not installed."""
+
+    def __init__(self, save_dir: str = "") -> None:
+        raise ModuleNotFoundError("Requirement 'absent>=1' not met")
+
+
+@pytest.mark.parametrize("given", ["{}", "[{}]"])
+def test_a_logger_that_cannot_be_made_is_one_line(
+    tiny: dict[str, Path], videos: Path, tmp_path: Path, capsys: Any, given: str
+) -> None:
+    logger = given.replace("{}", "{class_path: tests.test_cli.AbsentLogger}")
+    words = [*small(tiny, "wan", videos, tmp_path), "--trainer.logger", logger]
+    said = "tests.test_cli.AbsentLogger cannot be made: Requirement 'absent>=1' not met"
+    assert said in fail(capsys, "fit", "-c", recipe("wan_dmd2"), *words)
+
+
+def test_lightnings_enumerations_can_be_written(capsys: Any) -> None:
+    timer = "--trainer.callbacks+={class_path: lightning.pytorch.callbacks.Timer, init_args: {duration: '00:01:00:00'}}"
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "-c", recipe("wan_dmd2"), timer, "--print_config"])
+    assert "interval: step" in capsys.readouterr().out
 
 
 def test_a_recipe_without_optimizers_has_the_default_and_can_be_written(capsys: Any) -> None:
@@ -462,7 +490,7 @@ def test_folders_that_cannot_be_written_are_one_line(
 
 
 def test_what_the_system_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
-    monkeypatch.setattr(cli, "run", lambda words: (tmp_path / "gone").rmdir())
+    monkeypatch.setattr(cli, "run", lambda words, recipes: (tmp_path / "gone").rmdir())
     for kind, said in ((PermissionError, "Permission denied"), (NotADirectoryError, "Not a directory")):
 
         def refuse(self: Path, kind: Any = kind, said: str = said) -> None:
@@ -470,3 +498,14 @@ def test_what_the_system_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, ca
 
         monkeypatch.setattr(Path, "rmdir", refuse)
         assert f"{said}: {tmp_path / 'gone'}; name another" in fail(capsys, "fit")
+
+
+def test_a_full_disk_of_safetensors_is_one_line(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)  # as Python ignores the signal, a write beyond it fails
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(SafetensorError) as raised:
+            save_file({"w": torch.zeros(9999)}, tmp_path / "w.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (cli.one_line_of(raised.value) or "").startswith("File too large: make room, then run the command again")
