@@ -122,7 +122,8 @@ class DistillationTrainer(Trainer):
             ckpt_path = find_checkpoint(self, str(ckpt_path))
             if ckpt_path is None:
                 rank_zero_info("ckpt_path is last and there is no checkpoint yet: the run begins at iteration 0")
-        content: dict[str, Any] = {} if ckpt_path is None else read_checkpoint(ckpt_path, lazily=True)
+        given = ckpt_path is not None and Path(ckpt_path).exists()
+        content: dict[str, Any] = read_checkpoint(ckpt_path, lazily=True) if ckpt_path and given else {}
         data = datamodule or train_dataloaders
         if isinstance(data, VideoDataModule):
             prepare_for_stream(self, model, data, self._options, int(content.get("global_step", 0)))
