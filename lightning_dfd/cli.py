@@ -31,7 +31,9 @@ from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.enums import StrEnum
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
 
 from lightning_dfd import evaluation
 from lightning_dfd.callbacks.record import RecipeRecord
@@ -106,6 +108,7 @@ class OneLineParser(LightningArgumentParser):
 REQUIRED = re.compile(r"the following arguments are required: (.+)")
 REFUSED = re.compile(r"Option '([^']+)' is not accepted")
 UNKNOWN_KEY = re.compile(r"(?:[Kk]ey|[Oo]ption) '([^']+)'|unrecognized arguments?: --([\w.+]+)")
+UNMADE = re.compile(r"Problem with given class_path '([^']+)':\s+(.+)")
 NOISE = (
     (r"\. Got value: (Namespace|NestedArg)\(.*\)$", ""),
     (r"Type typing\.Callable\[.*?\] expects a function or a callable class: ", ""),
@@ -261,6 +264,12 @@ class DistillationCLI(LightningCLI):
             print(command_help(words[0], part, self._subcommand_parsers[words[0]]))
             raise SystemExit(0)
         super().parse_arguments(parser, words)
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise ValueError(f"seed_everything: {error}") from error
 
     def before_instantiate_classes(self) -> None:
         expand_paths(self.config[self.subcommand])
@@ -436,6 +445,8 @@ def run(arguments: list[str], recipes: Sequence[str] = ()) -> DistillationCLI:
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     for harmless in HARMLESS:
         warnings.filterwarnings("ignore", message=harmless)
+    # Lightning's enumerations, which its classes have as defaults: Timer's interval
+    yaml.SafeDumper.add_multi_representer(StrEnum, lambda dumper, value: dumper.represent_str(value.value))
     return DistillationCLI(
         DistillationModule,
         VideoDataModule,
@@ -452,6 +463,9 @@ def run(arguments: list[str], recipes: Sequence[str] = ()) -> DistillationCLI:
 
 def one_line_of(error: Exception) -> str | None:
     """What to tell the user of an error that he can mend; None for any other, which keeps its traceback."""
+    number = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+    if number:  # safetensors tells what the system refused by the text alone
+        error = OSError(int(number[1]), os.strerror(int(number[1])))
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         where = f", {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}: make room, then run the command again; fit goes on with --ckpt_path last"
@@ -469,6 +483,9 @@ def one_line_of(error: Exception) -> str | None:
         if mendable or isinstance(cause, OmegaConfBaseException):
             return " ".join(str(cause).split())
         cause = cause.__cause__ if _is_jsonargparse(cause) else None
+    if _is_jsonargparse(error):  # of one of several types it keeps the text alone
+        unmade = UNMADE.search(str(error))
+        return f"{unmade[1]} cannot be made: {unmade[2]}" if unmade else None
     return None
 
 

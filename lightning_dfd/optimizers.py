@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,11 @@ MAX_SKIPPED = 10  # updates in a row of one optimizer that may be left out befor
 
 
 def settings_of(optimizer: Optimizer) -> Groups:
-    """The settings of an optimizer's groups, without their parameters."""
-    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    """A copy of the settings of an optimizer's groups, without their parameters: an optimizer may change its own in
+    place."""
+    return [
+        {key: deepcopy(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    ]
 
 
 def set_groups(optimizer: Optimizer, settings: Groups) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
     BatchSizeFinder,
     Callback,
     Checkpoint,
@@ -63,6 +64,7 @@ REFUSED_CALLBACKS: Mapping[type[Callback], str] = {
     WeightAveraging: "set model.student.ema_decay",
     StochasticWeightAveraging: "set model.student.ema_decay",
     BatchSizeFinder: "see what fits by lightning plan, and set data.batch_size",
+    BackboneFinetuning: "what is trained is model.student.mode's to say, lora or full",
     LearningRateFinder: "set the lr of model.student_optimizer and model.fake_optimizer",
 }
 HIDDEN = frozenset({*REFUSED, *REFUSED_ON_STREAM} - {"max_epochs"})  # absent from help; recipes set max_epochs: -1

@@ -78,10 +78,12 @@ def read_prompts(path: Path) -> list[str]:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not UTF-8, holds no prompt, or a line of a .jsonl has none; names the line.
+        ValueError: it is a table, is not UTF-8, holds no prompt, or a line of a .jsonl has none; names the line.
     """
+    if path.suffix.lower() in (".csv", ".tsv", ".json", ".yaml", ".yml"):
+        raise ValueError(f"prompts_file is {path}; write a text file with one prompt to a line, or a .jsonl with text")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would cut texts at U+2028 too
     except UnicodeDecodeError as error:
         raise ValueError(f"prompts_file {path} is not UTF-8; save it as that") from error
     except OSError as error:
@@ -89,7 +91,7 @@ def read_prompts(path: Path) -> list[str]:
     numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:
         raise ValueError(f"prompts_file {path} holds no prompt; write one to a line")
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() != ".jsonl":
         return [line for _, line in numbered]
     return [_text_of(line, f"prompts_file {path}, line {number}") for number, line in numbered]
 

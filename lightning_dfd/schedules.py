@@ -128,6 +128,8 @@ def trial(
         raise ValueError(f"{key} gives {type(optimizer).__name__}, which is not a torch.optim.Optimizer")
     if takes_a_value(optimizer):
         raise ValueError(f"{key} is {type(optimizer).__name__}, whose step needs a closure; take one that does without")
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise ValueError(f"{key} is SparseAdam, which takes sparse gradients alone, and these are dense; take AdamW")
     _say_what_is_lost(key, *settings_of(optimizer))
     if schedule is not None:
         scheduler = build(schedule_key, schedule, ready(optimizer))

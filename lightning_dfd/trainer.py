@@ -117,6 +117,8 @@ class DistillationTrainer(Trainer):
             RuntimeError: the end of the run could not be saved.
         """
         require_writable(self.default_root_dir, "trainer.default_root_dir")
+        if ckpt_path is not None:
+            ckpt_path = _path_or_name(ckpt_path)
         self._leave.overwrite = self._may_begin(model, ckpt_path, overwrite)
         if ckpt_path in ("last", "best"):
             ckpt_path = find_checkpoint(self, str(ckpt_path))
@@ -220,8 +222,8 @@ class DistillationTrainer(Trainer):
 
     def _existing(self, ckpt_path: str | Path | None) -> str | None:
         """The path of a checkpoint, with `last` and `best` looked up in the run's folder."""
-        if ckpt_path not in ("last", "best"):
-            return None if ckpt_path is None else str(ckpt_path)
+        if ckpt_path is None or ckpt_path not in ("last", "best"):
+            return None if ckpt_path is None else _path_or_name(ckpt_path)
         found = find_checkpoint(self, str(ckpt_path))
         if found is None:
             raise FileNotFoundError("ckpt_path is last, and the recipe's run has no whole checkpoint; name one")
@@ -442,6 +444,18 @@ def _playing_rate(facts: Mapping[str, str], datamodule: VideoDataModule) -> floa
 def _newest_and_last() -> ModelCheckpoint:
     """As in recipes/common.yaml; Lightning's default saves when an epoch ends, and here none does."""
     return ModelCheckpoint(filename="{step}", every_n_train_steps=100, save_last=True, enable_version_counter=False)
+
+
+def _path_or_name(ckpt_path: str | Path) -> str:
+    """A checkpoint's path as text, or `last` or `best`; Lightning has further names, for folders that are not ours.
+
+    Raises:
+        ValueError: it is empty or one of those.
+    """
+    name = str(ckpt_path)
+    if not name or name == "hpc" or name.startswith("registry:"):
+        raise ValueError(f"ckpt_path is {name!r}; give a checkpoint's path, last, best, or null for none")
+    return name
 
 
 def _require_held_out(data: Any) -> None:

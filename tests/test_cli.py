@@ -6,6 +6,7 @@ import csv
 import itertools
 import math
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers import CSVLogger
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from lightning_dfd import cli
 from lightning_dfd.data import VideoDataModule
@@ -99,6 +103,9 @@ def recipe(name: str) -> str:
         (["--model.student_optimizer.init_args.lrr", "1"], "model.student_optimizer takes no lrr. Did you mean lr?"),
         (["--model.student", "null"], "model.student: Expected the keys below it, or a YAML file of them"),
         (["--model.backbone", "lightning_dfd.backbones.Backbone"], "lacks call, compression"),
+        (["--seed_everything", "-1"], "seed_everything: -1 is not in bounds"),
+        (["--ckpt_path", ""], "ckpt_path is ''; give a checkpoint's path, last, best, or null"),
+        (["--ckpt_path", "hpc"], "ckpt_path is 'hpc'; give a checkpoint's path, last, best, or null"),
         (["--trainer.max_step", "3"], "unrecognized arguments: --trainer.max_step 3 Did you mean trainer.max_steps"),
     ],
     ids=lambda value: str(value[0]) if isinstance(value, list) else "",
@@ -190,6 +197,30 @@ def test_out_of_memory_says_what_to_do() -> None:
     assert said is not None
     assert said.startswith("out of memory: CUDA out of memory. Tried to allocate 2.00 GiB. `lightning plan")
     assert "\n" not in said
+
+
+class AbsentLogger(CSVLogger):
+    """As one whose package is not installed."""
+
+    def __init__(self, save_dir: str = "") -> None:
+        raise ModuleNotFoundError("Requirement 'absent>=1' not met")
+
+
+@pytest.mark.parametrize("given", ["{}", "[{}]"])
+def test_a_logger_that_cannot_be_made_is_one_line(
+    tiny: dict[str, Path], videos: Path, tmp_path: Path, capsys: Any, given: str
+) -> None:
+    logger = given.replace("{}", "{class_path: tests.test_cli.AbsentLogger}")
+    words = [*small(tiny, "wan", videos, tmp_path), "--trainer.logger", logger]
+    said = "tests.test_cli.AbsentLogger cannot be made: Requirement 'absent>=1' not met"
+    assert said in fail(capsys, "fit", "-c", recipe("wan_dmd2"), *words)
+
+
+def test_lightnings_enumerations_can_be_written(capsys: Any) -> None:
+    timer = "--trainer.callbacks+={class_path: lightning.pytorch.callbacks.Timer, init_args: {duration: '00:01:00:00'}}"
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "-c", recipe("wan_dmd2"), timer, "--print_config"])
+    assert "interval: step" in capsys.readouterr().out
 
 
 def test_a_recipe_without_optimizers_has_the_default_and_can_be_written(capsys: Any) -> None:
@@ -466,7 +497,7 @@ def test_folders_that_cannot_be_written_are_one_line(
 
 
 def test_what_the_system_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
-    monkeypatch.setattr(cli, "run", lambda words: (tmp_path / "gone").rmdir())
+    monkeypatch.setattr(cli, "run", lambda words, recipes: (tmp_path / "gone").rmdir())
     for kind, said in ((PermissionError, "Permission denied"), (NotADirectoryError, "Not a directory")):
 
         def refuse(self: Path, kind: Any = kind, said: str = said) -> None:
@@ -474,3 +505,14 @@ def test_what_the_system_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, ca
 
         monkeypatch.setattr(Path, "rmdir", refuse)
         assert f"{said}: {tmp_path / 'gone'}; name another" in fail(capsys, "fit")
+
+
+def test_a_full_disk_of_safetensors_is_one_line(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)  # as Python ignores the signal, a write beyond it fails
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(SafetensorError) as raised:
+            save_file({"w": torch.zeros(9999)}, tmp_path / "w.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (cli.one_line_of(raised.value) or "").startswith("File too large: make room, then run the command again")

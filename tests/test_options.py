@@ -67,6 +67,7 @@ OTHERWISE: dict[str, list[tuple[Any, str]]] = {  # of options that work, values 
         (stock.EMAWeightAveraging(), "model.student.ema_decay"),
         (stock.BatchSizeFinder(), "data.batch_size"),
         (stock.LearningRateFinder(), "model.student_optimizer"),
+        (stock.BackboneFinetuning(), "model.student.mode"),
         (ModelCheckpoint(train_time_interval=timedelta(minutes=1)), "every_n_train_steps"),
     ],
     "profiler": [("xla", "simple"), ("nonsense", "simple")],

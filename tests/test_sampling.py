@@ -58,6 +58,8 @@ def test_one_value_is_a_list_of_it(tmp_path: Path) -> None:
     assert wanted(None, str(tmp_path / "p.txt"), None, None).prompts == ("a dog: running", "[a] cat")
     (tmp_path / "p.jsonl").write_text('{"text": "a dog"}\n\n{"caption": "a c\u00e4t"}\n', encoding="utf-8")
     assert wanted(None, str(tmp_path / "p.jsonl"), None, None).prompts == ("a dog", "a c\u00e4t")
+    (tmp_path / "P.JSONL").write_text('{"text": "a\u2028dog"}\n', encoding="utf-8")  # a break of lines within the text
+    assert wanted(None, str(tmp_path / "P.JSONL"), None, None).prompts == ("a\u2028dog",)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +90,7 @@ def test_what_cannot_be_shown_is_refused(given: tuple[Any, ...], said: str) -> N
         ("p.jsonl", b'{"txt": "a"}', "line 1: no prompt"),
         ("p.jsonl", b'["a"]', "line 1: no prompt"),
         ("p.jsonl", b'{"text": 3}', "line 1: no prompt"),
+        ("p.csv", b"file_name,text\na.mp4,a dog\n", "write a text file with one prompt to a line"),
         ("nowhere.txt", None, "cannot be read: No such file"),
     ],
 )

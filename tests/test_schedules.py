@@ -40,12 +40,14 @@ class Estimating(AdamW):
     def __init__(self, params: Any, lr: float = 1.0, d0: float = 1e-4) -> None:
         super().__init__(params, lr=lr)
         for group in self.param_groups:
-            group.update(d0=d0, d=d0, k=0, numerator=torch.zeros(()))
+            group.update(d0=d0, d=d0, k=0, numerator=torch.zeros(()), total=torch.zeros(()), by_step={})
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             grown = sum(float(p.grad.abs().sum()) for p in group["params"] if p.grad is not None)
             group["numerator"] = group["numerator"] + grown
+            group["total"] += grown  # in place
+            group["by_step"][str(group["k"])] = grown
             group["d"] = min(group["d"] * (1 + grown / (1 + grown)), 1e-2)
             group["k"] += 1
             base, group["lr"] = group["lr"], group["lr"] * group["d"]
@@ -246,6 +248,9 @@ def test_settings_come_from_the_recipe_and_state_from_the_checkpoint() -> None:
     assert (group["k"], group["d"]) == (CUT, kept["d"])
     assert group["d"] not in (1e-3, 1e-4)
     assert torch.equal(group["numerator"], kept["numerator"])
+    assert group["total"] == kept["total"] > 0
+    assert group["by_step"] == kept["by_step"]
+    assert len(group["by_step"]) == CUT
     saved = Run(ScheduleFree, None).train(CUT).saved()
     group = Run(partial(ScheduleFree, warmup_steps=9), None).resume(saved).optimizer.param_groups[0]
     assert (group["warmup_steps"], group["k"], group["train_mode"]) == (9, CUT, True)
@@ -343,6 +348,7 @@ def test_what_cannot_be_built_is_named_by_its_key() -> None:
         None, make=partial(AdamW, lr=-1.0)
     )
     assert "model.student_optimizer is LBFGS, whose step needs a closure" in refused(None, make=torch.optim.LBFGS)
+    assert "is SparseAdam, which takes sparse gradients alone" in refused(None, make=torch.optim.SparseAdam)
     assert "model.student_optimizer gives list, which is not a torch.optim.Optimizer" in refused(None, make=list)
     assert "model.lr_scheduler fails (ValueError: Expected positive integer T_0" in refused(
         partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=-3)
