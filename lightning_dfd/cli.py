@@ -233,8 +233,11 @@ def did_you_mean(wrong: str, keys: Sequence[str]) -> str:
 class DistillationCLI(LightningCLI):
     """LightningCLI with this package's trainer, and without what makes a checkpoint overrule the command line."""
 
-    def __init__(self, *args: Any, recipes: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(self, command: str, *args: Any, recipes: Sequence[str] = (), **kwargs: Any) -> None:
         self.recipes = list(recipes)
+        # The parser of one command alone: those of all seven take a second, at every start.
+        chosen = {command: DistillationCLI.subcommands()[command]}
+        self.subcommands = lambda: chosen  # type: ignore[method-assign]
         super().__init__(*args, **kwargs)
 
     def before_sample(self) -> None:
@@ -448,11 +451,12 @@ def run(arguments: list[str], recipes: Sequence[str] = ()) -> DistillationCLI:
     # Lightning's enumerations, which its classes have as defaults: Timer's interval
     yaml.SafeDumper.add_multi_representer(StrEnum, lambda dumper, value: dumper.represent_str(value.value))
     return DistillationCLI(
+        arguments[0],
         DistillationModule,
         VideoDataModule,
         trainer_class=DistillationTrainer,
         parser_class=OneLineParser,
-        parser_kwargs=PARSING | {name: PARSING for name in DistillationCLI.subcommands()},
+        parser_kwargs=PARSING | {arguments[0]: PARSING},
         save_config_callback=RecipeRecord,
         auto_configure_optimizers=False,
         seed_everything_default=0,

@@ -364,7 +364,7 @@ def test_console_scripts_are_installed() -> None:
 def test_processes_part_before_they_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Lightning leaves gloo's threads running, which may abort the process in place of its exit code."""
 
-    def stopped(arguments: list[str]) -> None:
+    def stopped(*arguments: Any) -> None:
         torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/met", rank=0, world_size=1)
         sys.exit(143)
 

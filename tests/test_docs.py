@@ -67,8 +67,9 @@ def keys() -> dict[str, set[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "DistillationCLI", Stopped)
-        with pytest.raises(_Built):
-            cli.run(["fit"])
+        for command in cli.DistillationCLI.subcommands():
+            with pytest.raises(_Built):
+                cli.run([command])
     found["evaluate"] = set(cli.known_keys(evaluation.make_parser(cli.OneLineParser)))
     assert set(found) == set(cli.OWN_COMMANDS)
     return found
