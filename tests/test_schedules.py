@@ -453,10 +453,11 @@ def test_recipes_name_schedules_by_class_or_function(
     cli.main([*words, *more, "--trainer.log_every_n_steps", "1"])
     assert logged(tmp_path / "run", "train/student_lr")[:3] == pytest.approx([0, 2.5e-5, 5e-5])
     assert logged(tmp_path / "run", "train/fake_lr")[::3] == pytest.approx([5e-5, 2.5e-5])
-    (kept,) = (tmp_path / "run").rglob("config.yaml")
+    kept = tmp_path / "run" / "checkpoints" / "config.yaml"
     assert yaml.safe_load(kept.read_text())["model"]["student_lr_scheduler"]["class_path"] == cosine
 
     monkeypatch.setattr(Backbone, "load_transformer", lambda self: pytest.fail("the teacher was loaded"))
+    words += ["--trainer.default_root_dir", str(tmp_path / "other")]
     assert "student_lr_scheduler.init_args.num_training_steps is 5 and trainer.max_steps is 9" in fail(
         capsys, *words, f"{key}.num_training_steps", "5", "--trainer.max_steps", "9"
     )
