@@ -20,8 +20,8 @@ from benchmarks.bad_videos import FPS, SIZE, scene
 from lightning_dfd import DistillationModule, DistillationTrainer
 from lightning_dfd.callbacks import VideoSamples
 from lightning_dfd.data import LatentCache, VideoDataModule, list_clips, read_video, write_cache, write_video
-from lightning_dfd.settings import DMDSettings, StudentSettings
-from lightning_dfd.tiny import TEXT_LENGTH
+from lightning_dfd.testing.tiny import TEXT_LENGTH
+from lightning_dfd.training.settings import DMDSettings, StudentSettings
 
 
 class Place:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from benchmarks.report import report
 from lightning_dfd.backbones import backbone_from_pretrained
 from lightning_dfd.data import VideoDataModule, list_clips, read_video, write_cache, write_video
-from lightning_dfd.tiny import TEXT_LENGTH, save_tiny
+from lightning_dfd.testing.tiny import TEXT_LENGTH, save_tiny
 from lightning_dfd.toy.world import draw_clips
 from lightning_dfd.types import VideoSize
 

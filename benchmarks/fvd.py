@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.report import report
-from lightning_dfd.metrics.functional.frechet import Moments, frechet_distance
+from lightning_dfd.evaluation.metrics.functional.frechet import Moments, frechet_distance
 
 SETS = {"I3D, 400 logits": (400, 2048), "I3D, few videos": (400, 300), "V-JEPA, 1024": (1024, 2048)}
 BATCH = 16

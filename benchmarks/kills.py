@@ -29,11 +29,11 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 
-from lightning_dfd import cli
-from lightning_dfd.checkpoints import OURS, newest_whole, read_checkpoint
+from lightning_dfd.cli import main as cli
 from lightning_dfd.data import write_video
-from lightning_dfd.data.files import replacing
-from lightning_dfd.tiny import TEXT_LENGTH, save_tiny
+from lightning_dfd.files import replacing
+from lightning_dfd.runs.checkpoints import OURS, newest_whole, read_checkpoint
+from lightning_dfd.testing.tiny import TEXT_LENGTH, save_tiny
 from lightning_dfd.toy.world import draw_clips
 
 ROOT = Path(__file__).parent.parent

@@ -30,7 +30,7 @@ import yaml
 from diffusers.utils.logging import disable_progress_bar
 from tqdm import tqdm
 
-from lightning_dfd.tiny import TINY, save_tiny
+from lightning_dfd.testing.tiny import TINY, save_tiny
 from lightning_dfd.toy.dataset import write_world
 
 ROOT = Path(__file__).parent.parent

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from benchmarks.plan import CASES, MEASURES, MIB, in_fresh_process, save_teacher
 from benchmarks.report import report
-from lightning_dfd import module
-from lightning_dfd.roles import TRAINED, Roles
+from lightning_dfd.networks.roles import TRAINED, Roles
+from lightning_dfd.training import module
 from lightning_dfd.types import Role
 
 DEFAULT = ("cogvideox-lora", "cogvideox-lora-checkpointing", "wan-lora", "wan-lora-bf16")

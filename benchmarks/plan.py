@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_dfd import DistillationModule, DistillationTrainer
 from lightning_dfd.plan import Setup, estimate
-from lightning_dfd.settings import DMDSettings, StudentSettings
-from lightning_dfd.tiny import TINY
+from lightning_dfd.testing.tiny import TINY
+from lightning_dfd.training.settings import DMDSettings, StudentSettings
 from lightning_dfd.types import Batch, VideoSize
 
 MIB = 2**20

@@ -25,7 +25,7 @@ from diffusers import (
 )
 from transformers import T5Config, UMT5Config
 
-from lightning_dfd.tiny.cogvideox import cogvideox_scheduler
+from lightning_dfd.testing.tiny.cogvideox import cogvideox_scheduler
 
 XXL: dict[str, Any] = {
     "d_model": 4096,

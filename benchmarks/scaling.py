@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.report import report
-from lightning_dfd import cli
+from lightning_dfd.cli import main as cli
 
 ROOT = Path(__file__).parent.parent
 GIB = 2**30

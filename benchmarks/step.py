@@ -32,11 +32,11 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from benchmarks.report import report
-from lightning_dfd import cli
+from lightning_dfd.cli import main as cli
 from lightning_dfd.data import write_video
-from lightning_dfd.draws import Draws
-from lightning_dfd.noise import NoiseSchedule
-from lightning_dfd.tiny import TEXT_LENGTH, TINY
+from lightning_dfd.diffusion.draws import Draws
+from lightning_dfd.diffusion.noise import NoiseSchedule
+from lightning_dfd.testing.tiny import TEXT_LENGTH, TINY
 from lightning_dfd.toy.world import draw_clips
 
 ROOT = Path(__file__).parent.parent

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_dfd.backbones import Backbone
+    from lightning_dfd.cli.trainer import DistillationTrainer
     from lightning_dfd.data import VideoDataModule
-    from lightning_dfd.module import DistillationModule
-    from lightning_dfd.strategies import FSDP2Strategy
-    from lightning_dfd.trainer import DistillationTrainer
+    from lightning_dfd.distributed.strategy import FSDP2Strategy
+    from lightning_dfd.training.module import DistillationModule
 
 __version__ = "0.1.0"
 __all__ = ["Backbone", "DistillationModule", "DistillationTrainer", "FSDP2Strategy", "VideoDataModule", "__version__"]
@@ -16,9 +16,9 @@ __all__ = ["Backbone", "DistillationModule", "DistillationTrainer", "FSDP2Strate
 _HOMES = {
     "Backbone": "backbones",
     "VideoDataModule": "data",
-    "DistillationModule": "module",
-    "FSDP2Strategy": "strategies",
-    "DistillationTrainer": "trainer",
+    "DistillationModule": "training.module",
+    "FSDP2Strategy": "distributed.strategy",
+    "DistillationTrainer": "cli.trainer",
 }
 
 

@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from lightning_dfd.cli import main
+    from lightning_dfd.cli.main import main
 except KeyboardInterrupt:  # in the seconds that torch takes to load
     sys.exit(130)
 

@@ -30,12 +30,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_dfd.backbones import Backbone
-from lightning_dfd.checkpoints import FRAME_RATE, below
 from lightning_dfd.data.datamodule import UNKNOWN_RATE
-from lightning_dfd.data.files import expanded, require_writable, respect_umask
-from lightning_dfd.module import DistillationModule
-from lightning_dfd.pictures import to_frames
-from lightning_dfd.roles import LoraRoles
+from lightning_dfd.evaluation.pictures import to_frames
+from lightning_dfd.files import expanded, require_writable, respect_umask
+from lightning_dfd.networks.roles import LoraRoles
+from lightning_dfd.runs.checkpoints import FRAME_RATE, below
+from lightning_dfd.training.module import DistillationModule
 from lightning_dfd.types import VideoSize
 
 ExportFormat = Literal["pipeline", "lora"]

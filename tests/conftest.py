@@ -17,7 +17,7 @@ import torch
 
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
 from lightning_dfd.data import write_video
-from lightning_dfd.tiny import TINY, save_tiny
+from lightning_dfd.testing.tiny import TINY, save_tiny
 from lightning_dfd.toy.world import draw_clips
 from lightning_dfd.types import Conditioning, VideoSize
 

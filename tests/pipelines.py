@@ -31,8 +31,8 @@ from diffusers import (
     WanVACETransformer3DModel,
 )
 
-from lightning_dfd.tiny.ltx import ltx
-from lightning_dfd.tiny.wan import wan
+from lightning_dfd.testing.tiny.ltx import ltx
+from lightning_dfd.testing.tiny.wan import wan
 
 HEADS: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 16}
 WAN: dict[str, Any] = {

@@ -19,9 +19,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_dfd import DistillationModule, DistillationTrainer, FSDP2Strategy, VideoDataModule
-from lightning_dfd.draws import Draws
-from lightning_dfd.settings import DataForcingSettings, DMDSettings, GANSettings, StudentSettings
-from lightning_dfd.tiny import TEXT_LENGTH
+from lightning_dfd.diffusion.draws import Draws
+from lightning_dfd.testing.tiny import TEXT_LENGTH
+from lightning_dfd.training.settings import DataForcingSettings, DMDSettings, GANSettings, StudentSettings
 
 STRATEGIES = {
     "single": lambda: "auto",

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_dfd.checkpoints import read_checkpoint
-from lightning_dfd.quantization import KINDS, Quantization
-from lightning_dfd.settings import StudentSettings
+from lightning_dfd.networks.quantization import KINDS, Quantization
+from lightning_dfd.runs.checkpoints import read_checkpoint
+from lightning_dfd.training.settings import StudentSettings
 from tests.test_module import fit, make_module
 from tests.test_roles import inputs
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
-from lightning_dfd.tiny import TINY
+from lightning_dfd.testing.tiny import TINY
 from lightning_dfd.types import VideoSize
 
 

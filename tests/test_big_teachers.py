@@ -17,11 +17,11 @@ from torch import Tensor
 
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
 from lightning_dfd.data import VideoDataModule
-from lightning_dfd.offload import offload_blocks
-from lightning_dfd.quantization import Quantization
-from lightning_dfd.roles import RECOMPILE_LIMIT, Roles
-from lightning_dfd.settings import DMDSettings, GANSettings, SamplingSettings, StudentSettings
-from lightning_dfd.tiny import TEXT_LENGTH, TINY
+from lightning_dfd.networks.offload import offload_blocks
+from lightning_dfd.networks.quantization import Quantization
+from lightning_dfd.networks.roles import RECOMPILE_LIMIT, Roles
+from lightning_dfd.testing.tiny import TEXT_LENGTH, TINY
+from lightning_dfd.training.settings import DMDSettings, GANSettings, SamplingSettings, StudentSettings
 from lightning_dfd.types import VideoSize
 from tests.test_module import fit, make_module, make_trainer
 from tests.test_roles import inputs, make, student_gradients

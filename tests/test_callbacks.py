@@ -21,8 +21,8 @@ from torch import Tensor
 from lightning_dfd import DistillationModule, DistillationTrainer
 from lightning_dfd.callbacks import RunHealth, VideoEvaluation, VideoSamples
 from lightning_dfd.data import VideoDataModule, read_video
-from lightning_dfd.settings import DataForcingSettings, StudentSettings
-from lightning_dfd.tiny import TEXT_LENGTH
+from lightning_dfd.testing.tiny import TEXT_LENGTH
+from lightning_dfd.training.settings import DataForcingSettings, StudentSettings
 from lightning_dfd.types import VideoSize
 from tests.test_cli import recipe, small
 

@@ -14,16 +14,23 @@ from torch import Tensor
 
 from lightning_dfd import DistillationModule
 from lightning_dfd.backbones import Backbone, CapturedBackbone, backbone_from_pretrained, captured
-from lightning_dfd.backbones.capture import Recording, SchedulerStep
-from lightning_dfd.backbones.hunyuan import EMBEDDED_GUIDANCE
-from lightning_dfd.backbones.learned import CHECKS, CaptureRefused, Failed, find_layout, find_prompt, learn_inputs
+from lightning_dfd.backbones.captured.inference import (
+    CHECKS,
+    CaptureRefused,
+    Failed,
+    find_layout,
+    find_prompt,
+    learn_inputs,
+)
+from lightning_dfd.backbones.captured.recorder import Recording, SchedulerStep
+from lightning_dfd.backbones.families.hunyuan import EMBEDDED_GUIDANCE
+from lightning_dfd.diffusion.noise import Time, shifted_steps
+from lightning_dfd.diffusion.sampler import sample
 from lightning_dfd.export import ExportFormat, export_student
-from lightning_dfd.noise import Time, shifted_steps
 from lightning_dfd.objectives import guide
-from lightning_dfd.sampler import sample
-from lightning_dfd.settings import DataForcingSettings, DMDSettings, SamplingSettings, StudentSettings
 from lightning_dfd.testing.checks import stir
-from lightning_dfd.tiny import TEXT_LENGTH
+from lightning_dfd.testing.tiny import TEXT_LENGTH
+from lightning_dfd.training.settings import DataForcingSettings, DMDSettings, SamplingSettings, StudentSettings
 from lightning_dfd.types import Batch, VideoSize
 from tests.pipelines import CAPTURED, REFUSED, save
 from tests.test_module import fit

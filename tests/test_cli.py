@@ -20,12 +20,12 @@ from lightning.pytorch.loggers import CSVLogger
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from lightning_dfd import cli
+from lightning_dfd.cli import main as cli
 from lightning_dfd.data import VideoDataModule
 from lightning_dfd.data.video import glance
-from lightning_dfd.settings import DMDSettings, GANSettings, StudentSettings, check_counts
-from lightning_dfd.tiny import TINY
+from lightning_dfd.testing.tiny import TINY
 from lightning_dfd.toy import world
+from lightning_dfd.training.settings import DMDSettings, GANSettings, StudentSettings, check_counts
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 RUNNABLE = sorted(p.stem for p in RECIPES.glob("*_d*.yaml") if "forcing" not in p.stem)
@@ -348,7 +348,9 @@ def test_override_survives_resume(tiny: dict[str, Path], videos: Path, tmp_path:
     assert fake.param_groups[0]["lr"] == pytest.approx(3e-4)
 
 
-@pytest.mark.parametrize("command", [["-m", "lightning_dfd"], ["-c", "from lightning_dfd.cli import main; main()"]])
+@pytest.mark.parametrize(
+    "command", [["-m", "lightning_dfd"], ["-c", "from lightning_dfd.cli.main import main; main()"]]
+)
 def test_entry_points_are_the_same_program(command: list[str]) -> None:
     done = subprocess.run([sys.executable, *command, "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: lightning COMMAND")

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
-from lightning_dfd.backbones.hunyuan15 import HunyuanVideo15Backbone
-from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone, Kandinsky5ImageBackbone
-from lightning_dfd.backbones.latte import LatteBackbone
-from lightning_dfd.backbones.sana_video import SanaVideoBackbone
-from lightning_dfd.backbones.wan import WanBackbone, WanImageBackbone
-from lightning_dfd.noise import unshift_time
-from lightning_dfd.sampler import Level, SolverStep
+from lightning_dfd.backbones.families.cogvideox import CogVideoXBackbone
+from lightning_dfd.backbones.families.hunyuan15 import HunyuanVideo15Backbone
+from lightning_dfd.backbones.families.kandinsky import Kandinsky5Backbone, Kandinsky5ImageBackbone
+from lightning_dfd.backbones.families.latte import LatteBackbone
+from lightning_dfd.backbones.families.sana_video import SanaVideoBackbone
+from lightning_dfd.backbones.families.wan import WanBackbone, WanImageBackbone
+from lightning_dfd.diffusion.noise import unshift_time
+from lightning_dfd.diffusion.solvers import Level, SolverStep
 from lightning_dfd.testing import CHECKS, Case, check_backbone, run_check
-from lightning_dfd.tiny import TINY
+from lightning_dfd.testing.tiny import TINY
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 

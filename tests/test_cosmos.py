@@ -14,10 +14,10 @@ from diffusers.pipelines.cosmos import pipeline_cosmos2_5_predict as pipeline_mo
 from torch import Tensor, nn
 
 from lightning_dfd.backbones import Backbone, Cosmos25ImageBackbone, backbone_from_pretrained, cosmos
+from lightning_dfd.diffusion.sampler import sample
 from lightning_dfd.objectives import guide
-from lightning_dfd.sampler import sample
-from lightning_dfd.tiny import TEXT_LENGTH
-from lightning_dfd.tiny.cosmos import cosmos as tiny_cosmos
+from lightning_dfd.testing.tiny import TEXT_LENGTH
+from lightning_dfd.testing.tiny.cosmos import cosmos as tiny_cosmos
 from lightning_dfd.types import Conditioning, VideoSize
 
 SIZE = VideoSize(9, 32, 48)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dfd.backbones import Backbone
-from lightning_dfd.blocks import blocks_of, feature_shape, tapped
+from lightning_dfd.networks.blocks import blocks_of, feature_shape, tapped
 from lightning_dfd.objectives import discriminator_loss
 from lightning_dfd.objectives.terms import Discriminator
 from lightning_dfd.types import VideoSize

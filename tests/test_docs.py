@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_dfd import cli, evaluation
 from lightning_dfd.backbones import backbone_from_pretrained
-from lightning_dfd.tiny import TINY
+from lightning_dfd.cli import evaluate as evaluation
+from lightning_dfd.cli import main as cli
+from lightning_dfd.testing.tiny import TINY
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

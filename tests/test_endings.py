@@ -16,12 +16,15 @@ import pytest
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_dfd import DistillationModule, DistillationTrainer, VideoDataModule, cli, resume
+from lightning_dfd import DistillationModule, DistillationTrainer, VideoDataModule
 from lightning_dfd.callbacks import VideoSamples
-from lightning_dfd.checkpoints import read_checkpoint
-from lightning_dfd.resume import LeaveInTime, Stopped, newest_checkpoint
-from lightning_dfd.settings import StudentSettings
-from lightning_dfd.tiny import TEXT_LENGTH
+from lightning_dfd.cli import main as cli
+from lightning_dfd.runs import folder, signals
+from lightning_dfd.runs.checkpoints import read_checkpoint
+from lightning_dfd.runs.folder import newest_checkpoint
+from lightning_dfd.runs.signals import LeaveInTime, Stopped
+from lightning_dfd.testing.tiny import TEXT_LENGTH
+from lightning_dfd.training.settings import StudentSettings
 
 
 class Run:
@@ -115,9 +118,9 @@ def test_a_requeued_job_goes_on_by_itself(run: Run, monkeypatch: pytest.MonkeyPa
     for name, value in (("SLURM_NTASKS", "1"), ("SLURM_JOB_NAME", "train"), ("SLURM_RESTART_COUNT", "1")):
         monkeypatch.setenv(name, value)
     trainer = SimpleNamespace(default_root_dir=str(run.root))
-    assert resume.is_requeued(trainer)
+    assert folder.is_requeued(trainer)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
-    assert not resume.is_requeued(trainer)
+    assert not folder.is_requeued(trainer)
 
 
 # ---- which checkpoint -----------------------------------------------------------------------------------------
@@ -132,7 +135,7 @@ def test_best_is_the_one_that_the_monitor_rates_best(run: Run) -> None:
 
     trainer = run.fit(3, Rate(), keep=keep)
     best = run.root / "checkpoints" / "step=2.ckpt"
-    assert resume.find_checkpoint(trainer, "best") == best
+    assert folder.find_checkpoint(trainer, "best") == best
     assert run.trainer(3, keep=keep)._existing("best") == str(best)
     with pytest.raises(
         ValueError, match=r"no ModelCheckpoint of the recipe has a monitor \(val/score, say\); take last"
@@ -185,8 +188,8 @@ def test_a_second_ctrl_c_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     launcher = SimpleNamespace(kill=killed.append)
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
     clock = iter((10.0, 10.1, 12.0))
-    monkeypatch.setattr(resume.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(resume.os, "kill", lambda pid, number: killed.append((pid, number)))
+    monkeypatch.setattr(signals.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(signals.os, "kill", lambda pid, number: killed.append((pid, number)))
     before = signal.getsignal(signal.SIGINT)
     leave = LeaveInTime()
     try:

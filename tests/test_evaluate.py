@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_dfd import cli, evaluation
+from lightning_dfd.cli import evaluate as evaluation
+from lightning_dfd.cli import main as cli
 from lightning_dfd.data import read_video, write_video
-from lightning_dfd.metrics import VideoSuite
+from lightning_dfd.evaluation.metrics import VideoSuite
 from lightning_dfd.toy.world import draw_clips
 from lightning_dfd.types import VideoSize
 from tests.test_cli import fail

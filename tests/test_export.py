@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from lightning_dfd import DistillationModule
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
+from lightning_dfd.backbones.families.mochi import own_times
 from lightning_dfd.backbones.loading import pipeline_class_name
-from lightning_dfd.backbones.mochi import own_times
+from lightning_dfd.diffusion.noise import shift_time, shifted_steps
+from lightning_dfd.diffusion.sampler import sample
 from lightning_dfd.export import call_arguments, export_student
-from lightning_dfd.noise import shift_time, shifted_steps
-from lightning_dfd.sampler import sample
-from lightning_dfd.settings import SamplingSettings, StudentSettings
-from lightning_dfd.tiny import TINY
+from lightning_dfd.testing.tiny import TINY
+from lightning_dfd.training.settings import SamplingSettings, StudentSettings
 from lightning_dfd.types import SampleKind, VideoSize
 
 SIZE = VideoSize(9, 32, 32)

@@ -15,8 +15,8 @@ from lightning.pytorch.loggers import CSVLogger
 from benchmarks import bad_caches, bad_folders, bad_runs, bad_videos, faults
 from benchmarks.bad_folders import GOOD
 from benchmarks.bad_videos import Expected
-from lightning_dfd.loggers import guard
-from lightning_dfd.optimizers import MAX_SKIPPED, BadGradients
+from lightning_dfd.runs.loggers import guard
+from lightning_dfd.training.optimizers import MAX_SKIPPED, BadGradients
 
 # a few of every group, the quick ones: every fault is for `make faults`
 FEW = (

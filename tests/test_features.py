@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from lightning_dfd.data import read_video
-from lightning_dfd.features import (
+from lightning_dfd.evaluation.features import (
     EXTRACTORS,
     FeatureExtractor,
     cached_statistics,
@@ -38,10 +38,10 @@ from lightning_dfd.features import (
     load_extractor,
     reference,
 )
-from lightning_dfd.features.frames import IMAGENET_MEAN, IMAGENET_STD, consecutive, cover, evenly
-from lightning_dfd.features.hub import CLIP_MEAN, CLIP_STD
-from lightning_dfd.features.registry import NamedExtractor
-from lightning_dfd.metrics.functional import Moments, frechet_distance
+from lightning_dfd.evaluation.features.frames import IMAGENET_MEAN, IMAGENET_STD, consecutive, cover, evenly
+from lightning_dfd.evaluation.features.hub import CLIP_MEAN, CLIP_STD
+from lightning_dfd.evaluation.features.registry import NamedExtractor
+from lightning_dfd.evaluation.metrics.functional import Moments, frechet_distance
 from lightning_dfd.types import VideoSize
 
 OFFLINE = ["efficientnet-lite0", "transnetv2"]

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lightning_dfd.features.base import FeatureExtractor
-from lightning_dfd.metrics import (
+from lightning_dfd.evaluation.features.base import FeatureExtractor
+from lightning_dfd.evaluation.metrics import (
     CallableExtractor,
     ColourStatistics,
     FrameConsistency,
@@ -31,8 +31,8 @@ from lightning_dfd.metrics import (
     adapt,
     as_extractor,
 )
-from lightning_dfd.metrics import functional as FM
-from lightning_dfd.metrics.base import VideoMetric
+from lightning_dfd.evaluation.metrics import functional as FM
+from lightning_dfd.evaluation.metrics.base import VideoMetric
 
 Array = NDArray[np.float64]
 

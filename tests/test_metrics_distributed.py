@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_dfd.metrics import (
+from lightning_dfd.evaluation.metrics import (
     ColourStatistics,
     FrameConsistency,
     FrechetVideoDistance,

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_dfd import DistillationModule, DistillationTrainer
 from lightning_dfd.objectives import guide
-from lightning_dfd.settings import DataForcingSettings, DMDSettings, SamplingSettings, StudentSettings
-from lightning_dfd.tiny import TEXT_LENGTH
+from lightning_dfd.testing.tiny import TEXT_LENGTH
+from lightning_dfd.training.settings import DataForcingSettings, DMDSettings, SamplingSettings, StudentSettings
 from lightning_dfd.types import Batch, Conditioning, VideoSize
 from tests.conftest import random_conditioning
 

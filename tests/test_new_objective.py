@@ -16,11 +16,11 @@ import torch
 import yaml
 
 import lightning_dfd.objectives.terms.base
-from lightning_dfd import cli
-from lightning_dfd.draws import Draws
-from lightning_dfd.noise import NoiseSchedule
+from lightning_dfd.cli import main as cli
+from lightning_dfd.diffusion.draws import Draws
+from lightning_dfd.diffusion.noise import NoiseSchedule
 from lightning_dfd.objectives.terms import DistributionMatching, Networks, Step, Term, fake_loss, student_loss
-from lightning_dfd.tiny import TEXT_LENGTH
+from lightning_dfd.testing.tiny import TEXT_LENGTH
 
 PAGE = (Path(__file__).parent.parent / "docs" / "new_objective.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)

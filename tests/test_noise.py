@@ -6,7 +6,7 @@ import diffusers
 import pytest
 import torch
 
-from lightning_dfd.noise import NoiseSchedule, schedule_from_config, shift_time, shifted_steps, unshift_time
+from lightning_dfd.diffusion.noise import NoiseSchedule, schedule_from_config, shift_time, shifted_steps, unshift_time
 
 COG = {
     "beta_start": 0.00085,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_dfd.noise import NoiseSchedule, schedule_from_config
+from lightning_dfd.diffusion.noise import NoiseSchedule, schedule_from_config
+from lightning_dfd.diffusion.sampler import roll_to
 from lightning_dfd.objectives import (
     approximate_r1,
     discriminator_loss,
@@ -23,8 +24,7 @@ from lightning_dfd.objectives import (
     teacher_data,
     teacher_guidance,
 )
-from lightning_dfd.sampler import roll_to
-from lightning_dfd.tiny.cogvideox import cogvideox_scheduler
+from lightning_dfd.testing.tiny.cogvideox import cogvideox_scheduler
 
 
 def draws(*shape: int, count: int, seed: int = 0) -> list[torch.Tensor]:

@@ -23,10 +23,10 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from lightning_dfd import DistillationModule, DistillationTrainer, VideoDataModule
 from lightning_dfd.callbacks import RunHealth, VideoEvaluation
-from lightning_dfd.loggers import read_rows
-from lightning_dfd.options import HIDDEN
-from lightning_dfd.settings import DMDSettings, StudentSettings
-from lightning_dfd.tiny import TEXT_LENGTH
+from lightning_dfd.runs.loggers import read_rows
+from lightning_dfd.testing.tiny import TEXT_LENGTH
+from lightning_dfd.training.options import HIDDEN
+from lightning_dfd.training.settings import DMDSettings, StudentSettings
 
 ROOT = Path(__file__).parent.parent
 READINGS = "lightning_dfd.toy.features.WorldReadings"

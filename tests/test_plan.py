@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from benchmarks.plan import Case, allocator_peak, make_module, planned_peak
-from lightning_dfd import cli
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
 from lightning_dfd.backbones.blank import blank_network
-from lightning_dfd.module import DistillationModule
+from lightning_dfd.cli import main as cli
+from lightning_dfd.networks.quantization import Quantization
 from lightning_dfd.plan import Advice, Estimate, Meter, Setup, advise, as_json, as_text, estimate
 from lightning_dfd.plan.advice import _tiles
 from lightning_dfd.plan.components import blank_encoders, size_of
-from lightning_dfd.quantization import Quantization
-from lightning_dfd.settings import DiversitySettings, GANSettings, SamplingSettings, StudentSettings
-from lightning_dfd.tiny import TEXT_LENGTH, TINY
+from lightning_dfd.testing.tiny import TEXT_LENGTH, TINY
+from lightning_dfd.training.module import DistillationModule
+from lightning_dfd.training.settings import DiversitySettings, GANSettings, SamplingSettings, StudentSettings
 from lightning_dfd.types import VideoSize
 
 RECIPES = Path(__file__).parent.parent / "recipes"

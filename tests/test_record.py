@@ -13,8 +13,8 @@ import pytest
 import yaml
 from lightning.pytorch.loggers import Logger
 
-from lightning_dfd import cli
-from lightning_dfd.checkpoints import OURS, read_checkpoint
+from lightning_dfd.cli import main as cli
+from lightning_dfd.runs.checkpoints import OURS, read_checkpoint
 from tests.test_cli import fail, recipe, small
 
 

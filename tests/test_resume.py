@@ -23,11 +23,11 @@ from safetensors import safe_open
 from benchmarks.kills import differences
 from lightning_dfd import DistillationModule, DistillationTrainer
 from lightning_dfd.callbacks import RunHealth, VideoEvaluation, VideoSamples
-from lightning_dfd.checkpoints import CheckpointFiles, newest_whole, read_checkpoint
 from lightning_dfd.data import VideoDataModule
-from lightning_dfd.resume import refuse_other_recipe
-from lightning_dfd.settings import DataForcingSettings, DMDSettings, SamplingSettings, StudentSettings
-from lightning_dfd.tiny import TEXT_LENGTH
+from lightning_dfd.runs.checkpoints import CheckpointFiles, newest_whole, read_checkpoint
+from lightning_dfd.testing.tiny import TEXT_LENGTH
+from lightning_dfd.training.facts import refuse_other_recipe
+from lightning_dfd.training.settings import DataForcingSettings, DMDSettings, SamplingSettings, StudentSettings
 
 ROOT = Path(__file__).parent.parent
 READINGS = "lightning_dfd.toy.features.WorldReadings"

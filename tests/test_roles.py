@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
+from lightning_dfd.networks.roles import FullRoles, LoraRoles, Roles
 from lightning_dfd.objectives import dmd_gradient, surrogate_loss
-from lightning_dfd.roles import FullRoles, LoraRoles, Roles
 from lightning_dfd.types import Conditioning, VideoSize
 from tests.conftest import random_conditioning
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_dfd import cli
-from lightning_dfd.checkpoints import read_checkpoint
+from lightning_dfd.cli import main as cli
+from lightning_dfd.cli.sampling import clear, usable_output, wanted, write_samples
+from lightning_dfd.cli.trainer import DistillationTrainer
 from lightning_dfd.data import VideoDataModule, list_clips, read_video
-from lightning_dfd.generation import Request, requests_for
-from lightning_dfd.module import DistillationModule
-from lightning_dfd.sampling import clear, usable_output, wanted, write_samples
-from lightning_dfd.settings import StudentSettings
-from lightning_dfd.trainer import DistillationTrainer
+from lightning_dfd.evaluation.generation import Request, requests_for
+from lightning_dfd.runs.checkpoints import read_checkpoint
+from lightning_dfd.training.module import DistillationModule
+from lightning_dfd.training.settings import StudentSettings
 from lightning_dfd.types import VideoSize
 from tests.test_cli import recipe, small
 

@@ -22,12 +22,12 @@ from lightning.pytorch.cli import ReduceLROnPlateau
 from torch.optim import AdamW, Optimizer, lr_scheduler
 
 from benchmarks.kills import differences
-from lightning_dfd import cli
 from lightning_dfd.backbones import Backbone
-from lightning_dfd.checkpoints import read_checkpoint
-from lightning_dfd.optimizers import plain, settings_of
-from lightning_dfd.schedules import ScheduleFunction, go_on, plan_at, ready, takes_a_value, trial
-from lightning_dfd.settings import DMDSettings
+from lightning_dfd.cli import main as cli
+from lightning_dfd.runs.checkpoints import read_checkpoint
+from lightning_dfd.training.optimizers import plain, settings_of
+from lightning_dfd.training.schedules import ScheduleFunction, go_on, plan_at, ready, takes_a_value, trial
+from lightning_dfd.training.settings import DMDSettings
 from tests.test_cli import fail, recipe, small
 from tests.test_resume import SendSignal, fit
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lightning_dfd import DistillationModule, VideoDataModule
 from lightning_dfd.callbacks import VideoEvaluation, VideoSamples
-from lightning_dfd.noise import Time, schedule_from_config
-from lightning_dfd.sampler import sample, teacher_times
+from lightning_dfd.diffusion.noise import Time, schedule_from_config
+from lightning_dfd.diffusion.sampler import sample
+from lightning_dfd.diffusion.solvers import teacher_times
 from lightning_dfd.testing.variants import link_with_scheduler
 
 STEPS = (7, 10, 25, 30, 36, 50)

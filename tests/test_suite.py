@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightning_dfd.features import FeatureExtractor, FeatureKind
-from lightning_dfd.metrics import (
+from lightning_dfd.evaluation.features import FeatureExtractor, FeatureKind
+from lightning_dfd.evaluation.metrics import (
     ColourStatistics,
     FrameConsistency,
     FrechetVideoDistance,

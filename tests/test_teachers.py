@@ -20,9 +20,9 @@ from lightning_dfd.backbones import Backbone, backbone_from_pretrained, base, id
 from lightning_dfd.backbones.location import Location, chosen, locate
 from lightning_dfd.testing import checks
 from lightning_dfd.testing.case import Case
-from lightning_dfd.tiny import TINY
-from lightning_dfd.tiny.cogvideox import cogvideox
-from lightning_dfd.tiny.parts import EVEN
+from lightning_dfd.testing.tiny import TINY
+from lightning_dfd.testing.tiny.cogvideox import cogvideox
+from lightning_dfd.testing.tiny.parts import EVEN
 from lightning_dfd.types import VideoSize
 
 FORMATS: dict[str, dict[str, Any]] = {

@@ -11,13 +11,13 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lightning_dfd import DistillationModule, VideoDataModule
-from lightning_dfd.blocks import blocks_of
 from lightning_dfd.data import list_clips, write_cache, write_video
-from lightning_dfd.draws import Draws
+from lightning_dfd.diffusion.draws import Draws
+from lightning_dfd.networks.blocks import blocks_of
 from lightning_dfd.objectives import generator_loss
 from lightning_dfd.objectives.terms import GAN as GANTerm
 from lightning_dfd.objectives.terms import DataForcing, Discriminator, FirstStep, TeacherView
-from lightning_dfd.settings import (
+from lightning_dfd.training.settings import (
     DataForcingSettings,
     DiversitySettings,
     DMDSettings,

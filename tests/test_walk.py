@@ -12,10 +12,10 @@ import pytest
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from lightning_dfd import cli
+from lightning_dfd.cli import main as cli
 from lightning_dfd.data import LatentCache, read_first_frame, read_video
 from lightning_dfd.export import posterior_means
-from lightning_dfd.tiny import TINY
+from lightning_dfd.testing.tiny import TINY
 from lightning_dfd.types import VideoSize
 from tests.test_cli import fail, recipe, small
 

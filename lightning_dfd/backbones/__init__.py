@@ -1,15 +1,15 @@
 from lightning_dfd.backbones.base import Backbone
-from lightning_dfd.backbones.captured import CapturedBackbone
-from lightning_dfd.backbones.cogvideox import CogVideoXBackbone
-from lightning_dfd.backbones.cosmos import Cosmos25Backbone, Cosmos25ImageBackbone
-from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
-from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone
-from lightning_dfd.backbones.ltx import LTXBackbone
-from lightning_dfd.backbones.mochi import MochiBackbone
+from lightning_dfd.backbones.captured.backbone import CapturedBackbone
+from lightning_dfd.backbones.families.cogvideox import CogVideoXBackbone
+from lightning_dfd.backbones.families.cosmos import Cosmos25Backbone, Cosmos25ImageBackbone
+from lightning_dfd.backbones.families.hunyuan import HunyuanVideoBackbone
+from lightning_dfd.backbones.families.kandinsky import Kandinsky5Backbone
+from lightning_dfd.backbones.families.ltx import LTXBackbone
+from lightning_dfd.backbones.families.mochi import MochiBackbone
+from lightning_dfd.backbones.families.sana_video import SanaVideoBackbone
+from lightning_dfd.backbones.families.skyreels import SkyReelsV2Backbone
+from lightning_dfd.backbones.families.wan import WanBackbone
 from lightning_dfd.backbones.registry import BACKBONES, backbone_from_pretrained
-from lightning_dfd.backbones.sana_video import SanaVideoBackbone
-from lightning_dfd.backbones.skyreels import SkyReelsV2Backbone
-from lightning_dfd.backbones.wan import WanBackbone
 
 __all__ = [
     "BACKBONES",

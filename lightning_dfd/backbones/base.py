@@ -22,10 +22,10 @@ from lightning_dfd.backbones.fit import check_parts, features_of
 from lightning_dfd.backbones.identity import identity_of, network_identity_of
 from lightning_dfd.backbones.loading import load_pipeline, read_config, teacher_not_found
 from lightning_dfd.backbones.location import Location, locate, pinned
-from lightning_dfd.noise import NoiseSchedule, Time, schedule_from_config
-from lightning_dfd.offload import offload_leaves
-from lightning_dfd.quantization import Quantization
-from lightning_dfd.sampler import SolverStep, teacher_times
+from lightning_dfd.diffusion.noise import NoiseSchedule, Time, schedule_from_config
+from lightning_dfd.diffusion.solvers import SolverStep, teacher_times
+from lightning_dfd.networks.offload import offload_leaves
+from lightning_dfd.networks.quantization import Quantization
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 PIXELS_AT_ONCE = 1 << 24  # that a VAE is handed: about one clip of 49x480x720

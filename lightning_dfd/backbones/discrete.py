@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
 
-from lightning_dfd.noise import NoiseSchedule
+from lightning_dfd.diffusion.noise import NoiseSchedule
 from lightning_dfd.types import SampleKind
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from lightning_dfd.noise import shift_time, shifted_steps
+from lightning_dfd.diffusion.noise import shift_time, shifted_steps
 from lightning_dfd.types import SampleKind
 
 TOLERANCE = 1e-4  # of t: a tenth of a timestep

@@ -8,22 +8,22 @@ import inspect
 import torch
 from diffusers import DiffusionPipeline
 
-from lightning_dfd.backbones.allegro import AllegroBackbone
 from lightning_dfd.backbones.base import Backbone
-from lightning_dfd.backbones.captured import CapturedBackbone
-from lightning_dfd.backbones.cogvideox import CogVideoXBackbone, CogVideoXImageBackbone
-from lightning_dfd.backbones.cosmos import Cosmos25Backbone
-from lightning_dfd.backbones.hunyuan import HunyuanVideoBackbone
-from lightning_dfd.backbones.hunyuan15 import HunyuanVideo15Backbone, HunyuanVideo15ImageBackbone
-from lightning_dfd.backbones.kandinsky import Kandinsky5Backbone, Kandinsky5ImageBackbone
-from lightning_dfd.backbones.latte import LatteBackbone
+from lightning_dfd.backbones.captured.backbone import CapturedBackbone
+from lightning_dfd.backbones.families.allegro import AllegroBackbone
+from lightning_dfd.backbones.families.cogvideox import CogVideoXBackbone, CogVideoXImageBackbone
+from lightning_dfd.backbones.families.cosmos import Cosmos25Backbone
+from lightning_dfd.backbones.families.hunyuan import HunyuanVideoBackbone
+from lightning_dfd.backbones.families.hunyuan15 import HunyuanVideo15Backbone, HunyuanVideo15ImageBackbone
+from lightning_dfd.backbones.families.kandinsky import Kandinsky5Backbone, Kandinsky5ImageBackbone
+from lightning_dfd.backbones.families.latte import LatteBackbone
+from lightning_dfd.backbones.families.ltx import LTXBackbone, LTXImageBackbone
+from lightning_dfd.backbones.families.mochi import MochiBackbone
+from lightning_dfd.backbones.families.sana_video import SanaVideoBackbone, SanaVideoImageBackbone
+from lightning_dfd.backbones.families.skyreels import SkyReelsV2Backbone, SkyReelsV2ImageBackbone
+from lightning_dfd.backbones.families.wan import WanBackbone, WanImageBackbone
 from lightning_dfd.backbones.loading import read_config
-from lightning_dfd.backbones.ltx import LTXBackbone, LTXImageBackbone
-from lightning_dfd.backbones.mochi import MochiBackbone
 from lightning_dfd.backbones.presence import require_source
-from lightning_dfd.backbones.sana_video import SanaVideoBackbone, SanaVideoImageBackbone
-from lightning_dfd.backbones.skyreels import SkyReelsV2Backbone, SkyReelsV2ImageBackbone
-from lightning_dfd.backbones.wan import WanBackbone, WanImageBackbone
 
 BACKBONES: dict[str, type[Backbone]] = {
     "AllegroPipeline": AllegroBackbone,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_dfd.data import VideoDataModule
-from lightning_dfd.features import read_statistics, write_statistics
-from lightning_dfd.module import DistillationModule
+from lightning_dfd.evaluation.features import read_statistics, write_statistics
+from lightning_dfd.training.module import DistillationModule
 
 
 def due(trainer: Any, every: int, done: int) -> bool:

@@ -27,10 +27,10 @@ from lightning_dfd.callbacks.common import (
     shared_statistics,
 )
 from lightning_dfd.data import SampleError, VideoDataModule
-from lightning_dfd.features import data_fingerprint
-from lightning_dfd.generation import Request, generate_videos, requests_for
-from lightning_dfd.metrics import VideoSuite, relative_to_teacher
-from lightning_dfd.module import DistillationModule
+from lightning_dfd.evaluation.features import data_fingerprint
+from lightning_dfd.evaluation.generation import Request, generate_videos, requests_for
+from lightning_dfd.evaluation.metrics import VideoSuite, relative_to_teacher
+from lightning_dfd.training.module import DistillationModule
 from lightning_dfd.types import Role
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_dfd.callbacks.common import due
-from lightning_dfd.module import DistillationModule
+from lightning_dfd.training.module import DistillationModule
 
 WINDOW = 20  # readings that a rolling mean is over
 

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_summary import get_human_readable_count
 from torch import nn
 
-from lightning_dfd.roles import TRAINED
+from lightning_dfd.networks.roles import TRAINED
 
 LOG_FILE_INTERVAL = 30.0  # seconds between two states of the bar where it does not go to a terminal
 

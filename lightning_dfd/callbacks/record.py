@@ -10,8 +10,8 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_dfd.data.files import replacing
-from lightning_dfd.loggers import surviving
+from lightning_dfd.files import replacing
+from lightning_dfd.runs.loggers import surviving
 
 PARTS = ("seed_everything", "trainer", "model", "data")  # of a recipe; the rest is of one command
 

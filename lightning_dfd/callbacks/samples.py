@@ -25,10 +25,10 @@ from lightning_dfd.callbacks.common import (
     require_teacher_steps,
 )
 from lightning_dfd.data import write_video
-from lightning_dfd.generation import generate_videos, requests_for
-from lightning_dfd.loggers import surviving
-from lightning_dfd.module import DistillationModule
-from lightning_dfd.pictures import contact_sheet, encode_gif, enlarge, side_by_side, to_frames, video_grid
+from lightning_dfd.evaluation.generation import generate_videos, requests_for
+from lightning_dfd.evaluation.pictures import contact_sheet, encode_gif, enlarge, side_by_side, to_frames, video_grid
+from lightning_dfd.runs.loggers import surviving
+from lightning_dfd.training.module import DistillationModule
 from lightning_dfd.types import Role
 
 TAG = "samples/teacher_and_student"

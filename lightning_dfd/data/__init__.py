@@ -1,10 +1,10 @@
 from lightning_dfd.data.cache import CacheError, CacheReport, LatentCache, Process, write_cache
 from lightning_dfd.data.datamodule import VideoDataModule
-from lightning_dfd.data.dataset import OrderedSamples, Sample, SeededStream, collate
-from lightning_dfd.data.files import Part, SampleError
 from lightning_dfd.data.images import read_first_frame
 from lightning_dfd.data.listing import Clip, Listing, Problem, first_problems, list_clips
+from lightning_dfd.data.stream import OrderedSamples, Sample, SeededStream, collate
 from lightning_dfd.data.video import VideoError, check_video, read_video, write_video
+from lightning_dfd.files import Part, SampleError
 
 __all__ = [
     "CacheError",

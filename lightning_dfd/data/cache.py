@@ -28,10 +28,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_dfd.backbones.base import Backbone
-from lightning_dfd.data.dataset import Sample
-from lightning_dfd.data.files import SampleError, replacing
 from lightning_dfd.data.listing import Clip, Problem, first_problems
+from lightning_dfd.data.stream import Sample
 from lightning_dfd.data.video import Facts, VideoError, look, middle_rate, note_guessed_colours, read_video
+from lightning_dfd.files import SampleError, replacing
 from lightning_dfd.types import Conditioning, VideoSize
 
 FORMAT = 4

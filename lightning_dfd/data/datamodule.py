@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lightning_dfd.data.cache import INDEX, LatentCache, read_latents
-from lightning_dfd.data.dataset import ClipVideos, OrderedSamples, Sample, SeededStream, collate
-from lightning_dfd.data.files import SampleError, expanded, replacing
 from lightning_dfd.data.listing import Clip, Problem, first_problems, list_clips
+from lightning_dfd.data.stream import ClipVideos, OrderedSamples, Sample, SeededStream, collate
 from lightning_dfd.data.video import Facts, VideoError, glance, look, middle_rate, note_guessed_colours, read_video
-from lightning_dfd.draws import hash_seed
+from lightning_dfd.diffusion.draws import hash_seed
+from lightning_dfd.files import SampleError, expanded, replacing
 from lightning_dfd.types import Batch, Conditioning, VideoSize
 
 UNKNOWN_RATE = 8.0  # frames per second

@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from lightning_dfd.data.files import Part
 from lightning_dfd.data.video import MAX_PIXELS, VideoError, cover_and_crop, read_video
+from lightning_dfd.files import Part
 from lightning_dfd.types import VideoSize
 
 # Pillow's, without those that start other programs, as EPS does.

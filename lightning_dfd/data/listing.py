@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from lightning_dfd.data.files import Part, SampleError
 from lightning_dfd.data.shards import SHARDS, ShardEntry, read_shard
 from lightning_dfd.data.video import VIDEO_SUFFIXES
+from lightning_dfd.files import Part, SampleError
 
 CAPTION_KEYS = ("text", "caption")
 SHORT_KEYS = ("short_text", "short_caption")

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_dfd.data.colours import colours_of, to_rgb, why_unreadable
-from lightning_dfd.data.files import Part, SampleError, replacing
+from lightning_dfd.files import Part, SampleError, replacing
 from lightning_dfd.types import VideoSize
 
 T = TypeVar("T")

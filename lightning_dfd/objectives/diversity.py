@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_dfd.noise import NoiseSchedule
+from lightning_dfd.diffusion.noise import NoiseSchedule
 
 
 def diversity_loss(schedule: NoiseSchedule, x0: Tensor, z: Tensor, z_k: Tensor, t: Tensor, t_k: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_dfd.noise import NoiseSchedule
+from lightning_dfd.diffusion.noise import NoiseSchedule
 
 ScoreSpace = Literal["x0", "eps", "output"]
 

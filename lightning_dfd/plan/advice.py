@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from lightning_dfd.networks.quantization import BYTES, Quantization
 from lightning_dfd.objectives.terms import TermRecipe
 from lightning_dfd.plan.estimate import Estimate, Setup, estimate
-from lightning_dfd.quantization import BYTES, Quantization
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from diffusers import ModelMixin
 from torch import nn
 
 from lightning_dfd.backbones import Backbone
-from lightning_dfd.quantization import BYTES, Quantization
+from lightning_dfd.networks.quantization import BYTES, Quantization
 
 
 def blank_encoders(backbone: Backbone) -> dict[str, nn.Module] | None:

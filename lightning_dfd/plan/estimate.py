@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lightning_dfd.backbones import Backbone
 from lightning_dfd.backbones.base import clips_at_once
 from lightning_dfd.backbones.blank import blank_network
-from lightning_dfd.module import DistillationModule
 from lightning_dfd.plan.components import (
     blank_encoders,
     replace_tensors,
@@ -23,6 +22,7 @@ from lightning_dfd.plan.components import (
 )
 from lightning_dfd.plan.meter import Meter
 from lightning_dfd.plan.rehearsal import Turn, rehearse
+from lightning_dfd.training.module import DistillationModule
 from lightning_dfd.types import Role, VideoSize
 
 DECODING = "decoding of samples"

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lightning_dfd.draws import Draws
-from lightning_dfd.module import DistillationModule
+from lightning_dfd.diffusion.draws import Draws
+from lightning_dfd.networks.roles import TRAINED
 from lightning_dfd.plan.components import replace_tensors, size_of, transformers_in
 from lightning_dfd.plan.meter import Meter
 from lightning_dfd.plan.rules import Rules
-from lightning_dfd.roles import TRAINED
+from lightning_dfd.training.module import DistillationModule
 from lightning_dfd.types import Role, VideoSize
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lightning_dfd.testing import Case, check_backbone
-from lightning_dfd.tiny import TINY, save_tiny
+from lightning_dfd.testing.tiny import TINY, save_tiny
 
 BEGIN, END = "<!-- contract -->", "<!-- /contract -->"
 HEADER = (

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
-from lightning_dfd.module import DistillationModule
-from lightning_dfd.settings import SamplingSettings, StudentSettings
-from lightning_dfd.tiny import Tiny, Trial
+from lightning_dfd.testing.tiny import Tiny, Trial
+from lightning_dfd.training.module import DistillationModule
+from lightning_dfd.training.settings import SamplingSettings, StudentSettings
 from lightning_dfd.types import Conditioning, SampleKind
 
 PROMPTS = ("a cat", "two dogs run")

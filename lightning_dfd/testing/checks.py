@@ -19,18 +19,18 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_dfd.cli.trainer import DistillationTrainer
 from lightning_dfd.data import LatentCache, VideoDataModule, list_clips, write_cache, write_video
+from lightning_dfd.diffusion.noise import Time
+from lightning_dfd.diffusion.sampler import sample
+from lightning_dfd.evaluation.pictures import to_frames
 from lightning_dfd.export import call_arguments, export_student, posterior_means
-from lightning_dfd.module import DistillationModule
-from lightning_dfd.noise import Time
+from lightning_dfd.networks.roles import FullRoles, LoraRoles, Roles
 from lightning_dfd.objectives import guide
-from lightning_dfd.pictures import to_frames
-from lightning_dfd.roles import FullRoles, LoraRoles, Roles
-from lightning_dfd.sampler import sample
-from lightning_dfd.settings import DataForcingSettings, DMDSettings, GANSettings
 from lightning_dfd.testing.case import PROMPTS, Case
 from lightning_dfd.testing.variants import vary
-from lightning_dfd.trainer import DistillationTrainer
+from lightning_dfd.training.module import DistillationModule
+from lightning_dfd.training.settings import DataForcingSettings, DMDSettings, GANSettings
 from lightning_dfd.types import Batch, Conditioning, Role, SampleKind
 
 GUIDANCE = 4.0

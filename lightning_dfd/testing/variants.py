@@ -13,7 +13,7 @@ from typing import Any
 import diffusers
 
 from lightning_dfd.testing.case import Case
-from lightning_dfd.tiny import TEXT_LENGTH
+from lightning_dfd.testing.tiny import TEXT_LENGTH
 from lightning_dfd.types import VideoSize
 
 STEPS = {7: 4, 10: 4, 25: 2, 30: 2, 36: 1, 50: 1}  # and how often each is drawn: few cost less

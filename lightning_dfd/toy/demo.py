@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from lightning_dfd import pages
 from lightning_dfd.data import list_clips, read_video, write_video
-from lightning_dfd.pictures import contact_sheet, enlarge, video_grid
+from lightning_dfd.evaluation import pages
+from lightning_dfd.evaluation.pictures import contact_sheet, enlarge, video_grid
 from lightning_dfd.toy import world
 from lightning_dfd.toy.dataset import write_world
 from lightning_dfd.toy.measure import NOTHING, compare_with_world

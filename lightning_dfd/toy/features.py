@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_dfd.features import FeatureExtractor
-from lightning_dfd.pictures import to_frames
+from lightning_dfd.evaluation.features import FeatureExtractor
+from lightning_dfd.evaluation.pictures import to_frames
 from lightning_dfd.toy import world
 from lightning_dfd.toy.measure import measure_clip
 

@@ -31,13 +31,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_dfd.cli.trainer import DistillationTrainer
 from lightning_dfd.data import VideoDataModule, list_clips, write_cache
-from lightning_dfd.data.files import replacing
-from lightning_dfd.generation import generate_videos, requests_for
-from lightning_dfd.metrics import FrechetVideoDistance, VideoSuite
-from lightning_dfd.module import DistillationModule
-from lightning_dfd.pictures import to_frames
-from lightning_dfd.settings import (
+from lightning_dfd.evaluation.generation import generate_videos, requests_for
+from lightning_dfd.evaluation.metrics import FrechetVideoDistance, VideoSuite
+from lightning_dfd.evaluation.pictures import to_frames
+from lightning_dfd.files import replacing
+from lightning_dfd.toy import world
+from lightning_dfd.toy.dataset import write_world
+from lightning_dfd.toy.features import WorldReadings
+from lightning_dfd.toy.measure import FREE_FACTORS, NOTHING, read_clip
+from lightning_dfd.toy.study_report import write_report
+from lightning_dfd.toy.train_teacher import to_model
+from lightning_dfd.training.module import DistillationModule
+from lightning_dfd.training.settings import (
     DataForcingSettings,
     DiversitySettings,
     DMDSettings,
@@ -45,13 +52,6 @@ from lightning_dfd.settings import (
     SamplingSettings,
     StudentSettings,
 )
-from lightning_dfd.toy import world
-from lightning_dfd.toy.dataset import write_world
-from lightning_dfd.toy.features import WorldReadings
-from lightning_dfd.toy.measure import FREE_FACTORS, NOTHING, read_clip
-from lightning_dfd.toy.study_report import write_report
-from lightning_dfd.toy.train_teacher import to_model
-from lightning_dfd.trainer import DistillationTrainer
 from lightning_dfd.types import Role, VideoSize
 
 TEACHER = Path(__file__).parent / "teacher"

@@ -36,10 +36,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import T5Config, T5EncoderModel
 
-from lightning_dfd.data.files import respect_umask
-from lightning_dfd.noise import schedule_from_config
-from lightning_dfd.tiny.cogvideox import cogvideox_scheduler
-from lightning_dfd.tiny.parts import text_encoder, text_tokenizer
+from lightning_dfd.diffusion.noise import schedule_from_config
+from lightning_dfd.files import respect_umask
+from lightning_dfd.testing.tiny.cogvideox import cogvideox_scheduler
+from lightning_dfd.testing.tiny.parts import text_encoder, text_tokenizer
 from lightning_dfd.toy import world
 from lightning_dfd.toy.measure import WorldReport, compare_with_world
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_dfd.data import OrderedSamples, Sample, SeededStream, VideoError, collate, list_clips
-from lightning_dfd.data.dataset import ClipVideos
+from lightning_dfd.data.stream import ClipVideos
 from lightning_dfd.types import Conditioning, VideoSize
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lightning_dfd.data.files import expanded, replacing, require_writable, respect_umask
+from lightning_dfd.files import expanded, replacing, require_writable, respect_umask
 
 
 def test_home_and_variables(tmp_path, monkeypatch):

@@ -4,8 +4,8 @@ The student's loss, and the fake score's, are sums of terms. A term is one objec
 pipeline, only functions `(x_t, t, cond) -> x0`:
 
 >>> import torch
->>> from lightning_dfd.draws import Draws
->>> from lightning_dfd.noise import NoiseSchedule, Time
+>>> from lightning_dfd.diffusion.draws import Draws
+>>> from lightning_dfd.diffusion.noise import NoiseSchedule, Time
 >>> from lightning_dfd.objectives.terms import DistributionMatching, Networks, Step, fake_loss, student_loss
 >>> student, fake = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
 >>> networks = Networks(
@@ -33,9 +33,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_dfd.draws import Draws
-from lightning_dfd.noise import NoiseSchedule, Time
-from lightning_dfd.sampler import roll_to
+from lightning_dfd.diffusion.draws import Draws
+from lightning_dfd.diffusion.noise import NoiseSchedule, Time
+from lightning_dfd.diffusion.sampler import roll_to
 from lightning_dfd.types import SampleKind
 
 # What a network is told besides x_t and t. Terms hand it on and never look into it.

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_dfd.noise import Time
+from lightning_dfd.diffusion.noise import Time
+from lightning_dfd.diffusion.sampler import roll_to
 from lightning_dfd.objectives.diversity import diversity_loss
 from lightning_dfd.objectives.terms.base import Step, Term, TermRecipe, require
-from lightning_dfd.sampler import roll_to
 
 
 @dataclass(frozen=True)

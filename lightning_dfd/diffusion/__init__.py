@@ -1,0 +1,1 @@
+"""Noise levels, the steps from noise to clean latents, and what is drawn by chance."""

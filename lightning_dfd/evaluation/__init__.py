@@ -1,0 +1,1 @@
+"""Videos generated, measured and shown."""

@@ -1,0 +1,1 @@
+"""The LightningModule, its settings, optimizers and learning-rate schedules."""

@@ -1,0 +1,83 @@
+"""What a checkpoint says of its recipe, and what has to agree for a run to go on from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_dfd.objectives.terms import Term
+from lightning_dfd.runs.checkpoints import differing
+
+
+def recipe_facts(module: Any) -> dict[str, dict[str, Any]]:
+    """What a checkpoint says of its recipe: `fixed` makes the run what it is; `exact` merely has to agree for a
+    resumed run to be bit-equal. Other keys (rates, scales, lengths, logs) are the user's to change."""
+    student, data, trainer = module.student, module.datamodule, module.trainer
+    teacher = module.backbone.network_identity()
+    dtype = teacher.pop("dtype")
+    fixed = {
+        "model.teacher": f"{teacher['pipeline']} {_digest(teacher)}",
+        "model.student.input": student.input,
+        "model.student.ema_decay": "null" if student.ema_decay is None else "a number",
+        "model.sampling.steps": [float(step) for step in module.sampling.steps],
+        "model.sampling.kind": module.sampling.kind,
+        "the loss": " + ".join(sorted(_name_of(term) for term in module.terms)),
+        "model.seed": module.seed,
+    }
+    for term in module.terms:
+        fixed |= term.facts()
+    fixed |= student_facts(student, module.backbone.lora_targets)
+    exact = {
+        "trainer.precision": str(trainer.precision),
+        "number of processes": trainer.world_size,
+        "model.accumulate": module.accumulate,
+        "model.dtype": dtype,
+        "model.quantization": str(module.backbone.quantization),
+        "model.compile": module.compiled,
+    }
+    if data is not None:
+        fixed["data.frames, height, width"] = [data.size.frames, data.size.height, data.size.width]
+        fixed["data.fps"] = data.fps
+        fixed["data.seed"] = data.seed
+        names = [clip.name for clip in data.clips]
+        exact["data.batch_size"] = data.batch_size
+        exact["clips"] = f"{len(names)} ({_digest(names)})"
+        exact["data.cache"] = "null" if data.cache is None else "a folder"
+    return {"fixed": fixed, "exact": exact}
+
+
+def _name_of(term: Term) -> str:
+    """The recipe key that brings a term, with the class of one of the user's."""
+    return term.key if term.key != Term.key else f"{term.key} {type(term).__qualname__}"
+
+
+def student_facts(student: Any, own_targets: Sequence[str]) -> dict[str, Any]:
+    """What makes a network of the student's weights; `own_targets` are the backbone's."""
+    facts = {"model.student.mode": student.mode}
+    if student.mode == "full":
+        return facts
+    targets = list(student.targets or own_targets)
+    alpha = student.alpha or student.rank
+    return facts | {"model.student.rank": student.rank, "model.student.alpha": alpha, "model.student.targets": targets}
+
+
+def refuse_other_recipe(own: Mapping[str, Mapping[str, Any]], given: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ValueError where `recipe_facts` of a run and of the checkpoint to resume from differ in what is fixed;
+    warn where the resumed run will merely not be bit-equal."""
+    wrong = differing(own["fixed"], given["fixed"])
+    if wrong:
+        raise ValueError(
+            f"the checkpoint is of another recipe: {'; '.join(wrong)}. Resume with the recipe that made it, or begin "
+            "a new run with its weights by model.init_from"
+        )
+    inexact = differing(own["exact"], given["exact"])
+    if inexact:
+        rank_zero_warn(f"the resumed run will not equal the uninterrupted one bit by bit: {'; '.join(inexact)}")
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
