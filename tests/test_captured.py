@@ -25,7 +25,7 @@ from lightning_dfd.backbones.captured.inference import (
 from lightning_dfd.backbones.captured.recorder import Recording, SchedulerStep
 from lightning_dfd.backbones.families.hunyuan import EMBEDDED_GUIDANCE
 from lightning_dfd.diffusion.noise import Time, shifted_steps
-from lightning_dfd.diffusion.sampler import sample
+from lightning_dfd.diffusion.sampler import Rollout, sample, stateless
 from lightning_dfd.export import ExportFormat, export_student
 from lightning_dfd.objectives import guide
 from lightning_dfd.testing.checks import stir
@@ -82,7 +82,7 @@ def test_captured_pipelines_are_replayed_at_other_sizes_and_steps(unlisted: dict
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         return guide(backbone.x0(transformer, x_t, t, negative), backbone.x0(transformer, x_t, t, cond), 4.0)
 
-    ours = sample(denoise, backbone.schedule, noise, times)
+    ours = sample(stateless(denoise), backbone.schedule, Rollout(noise), times).latents
     torch.testing.assert_close(ours, torch.cat(theirs), rtol=0, atol=1e-4)
     assert (ours[0] - ours[1]).abs().mean() > 0.01  # prompts and noise matter
     frames = (backbone.decode_latents(ours).transpose(1, 2) + 1) / 2

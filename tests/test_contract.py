@@ -17,7 +17,7 @@ from lightning_dfd.backbones.families.kandinsky import Kandinsky5Backbone, Kandi
 from lightning_dfd.backbones.families.latte import LatteBackbone
 from lightning_dfd.backbones.families.sana_video import SanaVideoBackbone
 from lightning_dfd.backbones.families.wan import WanBackbone, WanImageBackbone
-from lightning_dfd.diffusion.noise import unshift_time
+from lightning_dfd.diffusion.noise import shift_time
 from lightning_dfd.diffusion.solvers import Level, SolverStep
 from lightning_dfd.testing import CHECKS, Case, check_backbone, run_check
 from lightning_dfd.testing.tiny import TINY
@@ -47,7 +47,7 @@ class WrongStatistics(WanBackbone):
 class WrongTimes(WanBackbone):
     def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[SolverStep, ...]:
         def moved(level: Level) -> Level:
-            return 1 - unshift_time(level[1], 1.01), unshift_time(level[1], 1.01)
+            return 1 - shift_time(level[1], 1 / 1.01), shift_time(level[1], 1 / 1.01)
 
         steps = super().teacher_times(num_steps, shape)
         return tuple(SolverStep(step.timestep, moved(step.start), moved(step.end)) for step in steps)
@@ -119,7 +119,7 @@ class OtherGuider(HunyuanVideo15Backbone):
 
 class OtherScheduler(WanBackbone):
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
-        return super().few_step_scheduler([unshift_time(t, 1.2) for t in steps], kind)
+        return super().few_step_scheduler([shift_time(t, 1 / 1.2) for t in steps], kind)
 
 
 class WrongShape(WanBackbone):

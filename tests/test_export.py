@@ -20,7 +20,7 @@ from lightning_dfd.backbones import Backbone, backbone_from_pretrained
 from lightning_dfd.backbones.families.mochi import own_times
 from lightning_dfd.backbones.loading import pipeline_class_name
 from lightning_dfd.diffusion.noise import shift_time, shifted_steps
-from lightning_dfd.diffusion.sampler import sample
+from lightning_dfd.diffusion.sampler import Rollout, sample, stateless
 from lightning_dfd.export import call_arguments, export_student
 from lightning_dfd.testing.tiny import TINY
 from lightning_dfd.training.settings import SamplingSettings, StudentSettings
@@ -166,7 +166,7 @@ def test_ode_ends_at_any_row_that_the_gap_leaves(tiny: dict[str, Path], num: int
     def denoise(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return backbone.schedule.to_x0(0.5 * x_t.sin(), x_t, t)
 
-    ours = sample(denoise, backbone.schedule, x, [row / 1000 for row in rows])
+    ours = sample(stateless(denoise), backbone.schedule, Rollout(x), [row / 1000 for row in rows]).latents
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_dfd.diffusion.noise import NoiseSchedule, schedule_from_config
-from lightning_dfd.diffusion.sampler import roll_to
+from lightning_dfd.diffusion.sampler import Rollout, roll_to, stateless
 from lightning_dfd.objectives import (
     approximate_r1,
     discriminator_loss,
@@ -182,7 +182,7 @@ def test_no_diversity_loss_where_the_student_lands_on_the_teachers_path(kind: st
     teacher = lambda x, t: torch.tanh(x + t.view(-1, 1)) + matrix  # noqa: E731
     t, t_k = torch.full((3,), 0.999, dtype=torch.float64), torch.full((3,), 0.749, dtype=torch.float64)
     times = torch.linspace(0.999, 0.749, steps + 1, dtype=torch.float64).tolist()
-    z_k = roll_to(teacher, schedule, z, times, "ode")
+    z_k = roll_to(stateless(teacher), schedule, Rollout(z), times, "ode").latents
     right = schedule.x0_of_step(z, z_k, t, t_k)
     torch.testing.assert_close(schedule.ode_step(right, z, t, t_k), z_k)
     assert diversity_loss(schedule, right, z, z_k, t, t_k).item() == pytest.approx(0, abs=1e-12)

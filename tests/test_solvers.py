@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_dfd import DistillationModule, VideoDataModule
 from lightning_dfd.callbacks import VideoEvaluation, VideoSamples
 from lightning_dfd.diffusion.noise import Time, schedule_from_config
-from lightning_dfd.diffusion.sampler import sample
+from lightning_dfd.diffusion.sampler import Rollout, sample, stateless
 from lightning_dfd.diffusion.solvers import teacher_times
 from lightning_dfd.testing.variants import link_with_scheduler
 
@@ -98,7 +98,8 @@ def ours(name: str, config: dict[str, Any], steps: int, noise: Tensor) -> Tensor
     def denoise(x_t: Tensor, t: Time) -> Tensor:
         return schedule.to_x0(network(x_t, schedule.timestep(t)), x_t, t)
 
-    return sample(denoise, schedule, noise, teacher_times(full, steps, inverted=bool(config.get("invert_sigmas"))))
+    steps_of_it = teacher_times(full, steps, inverted=bool(config.get("invert_sigmas")))
+    return sample(stateless(denoise), schedule, Rollout(noise), steps_of_it).latents
 
 
 def distance(one: Tensor, other: Tensor) -> float:

@@ -70,7 +70,7 @@ class RunHealth(Callback):
         if not due(trainer, self.every, self._done):
             return
         self._done = trainer.global_step
-        readings = {name: float(value) for name, value in pl_module.latest.items()}
+        readings = {name: float(value) for name, value in pl_module.journal.latest.items()}
         readings |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         self._report(trainer, dict(self.check(pl_module, readings)))
 
@@ -154,8 +154,8 @@ class RunHealth(Callback):
 
 
 def forces_data(module: DistillationModule) -> bool:
-    """Whether the teacher is sometimes shown real clips."""
-    return module.data_forcing.probability > 0 and module.data_forcing.shown == "real"
+    """Whether a term rests on pairs of generated and real clips."""
+    return any(term.pairs_clips for term in module.terms)
 
 
 def too_high(value: float, limit: float, said: str, remedy: str) -> str | None:

@@ -43,7 +43,9 @@ class StopEarly(Callback):
             if evaluated is None and step % every:
                 continue
             token = (
-                evaluated if evaluated is not None else pl_module.latest.get(name, trainer.callback_metrics.get(name))
+                evaluated
+                if evaluated is not None
+                else pl_module.journal.latest.get(name, trainer.callback_metrics.get(name))
             )
             if token is None:
                 self._refuse_unknown(trainer, pl_module, stopper)
@@ -80,7 +82,7 @@ class StopEarly(Callback):
         """Raise ValueError for a value that nothing logs; that of a role may come with its first turn."""
         if not stopper.strict or trainer.global_step < pl_module.dmd.student_update_freq:
             return
-        known = sorted({*pl_module.latest, *_evaluated(trainer), *trainer.callback_metrics})
+        known = sorted({*pl_module.journal.latest, *_evaluated(trainer), *trainer.callback_metrics})
         raise ValueError(
             f"EarlyStopping monitors {stopper.monitor}, which nothing logs in this run; it can be one of "
             f"{', '.join(known)}, or with data.val_share above 0 val/student_x0_error"

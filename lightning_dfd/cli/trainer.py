@@ -48,6 +48,7 @@ from lightning_dfd.training.options import (
     prepare_for_stream,
     silence_adverts,
 )
+from lightning_dfd.training.saved import open_checkpoint
 from lightning_dfd.types import Role
 
 INTERRUPTED = 130  # exit code after Ctrl-C
@@ -398,7 +399,7 @@ class DistillationTrainer(Trainer):
         if ckpt_path is not None:
             ckpt_path = expanded(ckpt_path, "ckpt_path")
             model.init_from = None
-            model.open_checkpoint(ckpt_path, "ckpt_path")  # refused before anything is loaded
+            open_checkpoint(ckpt_path, "ckpt_path", model.student, model.backbone)  # refused before anything is loaded
         model.configure_model()
         facts = {} if ckpt_path is None else model.load_weights(ckpt_path)
         model.to(self.strategy.root_device)

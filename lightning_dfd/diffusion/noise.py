@@ -1,7 +1,7 @@
 """Noise levels, and the change from every kind of network output to x0 and back.
 
-Axis legend: B batch, ... any latent axes. Time `t` is a tensor of shape [B] (or a scalar) in [0, 1]: 0 is
-clean, 1 is noise. A noised latent is `x_t = alpha_t * x0 + sigma_t * eps`.
+Axis legend: B batch, f latent frames, ... any latent axes. Time `t` is [B], or [B, f] for one of each frame, in
+[0, 1]: 0 is clean, 1 is noise. A noised latent is `x_t = alpha_t * x0 + sigma_t * eps`.
 
 Two kinds of schedule exist. *Flow* (Wan, LTX, Hunyuan, ...): alpha = 1 - t, sigma = t, the network is told
 `1000 t`. *Discrete* (CogVideoX, Latte, ...): a table of alpha^2 over the training timesteps, alpha^2 +
@@ -45,7 +45,7 @@ class NoiseLevel:
         return NoiseLevel(*(torch.cat([value, value]) for value in (self.timestep, self.alpha, self.sigma)))
 
 
-Time = Tensor | NoiseLevel  # [B]: a time of the schedule, or a solver's own place
+Time = Tensor | NoiseLevel  # [B] or [B, f]: a time of the schedule; [B]: a solver's own place
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,13 @@ class NoiseSchedule:
             (Salimans & Ho, 2202.00512), `epsilon` is eps.
         alphas_cumprod: alpha^2 per training timestep, float64 [num_train_timesteps]; None for flow.
         num_train_timesteps: what t = 1 is called by the network.
+        frame_axis: of latents, counted with the batch axis: where f is in [B, C, f, h, w].
     """
 
     prediction: Prediction
     alphas_cumprod: Tensor | None = None
     num_train_timesteps: int = 1000
+    frame_axis: int = 2
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
@@ -83,10 +85,6 @@ class NoiseSchedule:
         rows = torch.round(t.double() * self.num_train_timesteps).long()
         return rows.clamp(0, self.num_train_timesteps - 1)
 
-    def time(self, timestep: Tensor) -> Tensor:
-        """The inverse of `timestep`, float64."""
-        return timestep.double() / self.num_train_timesteps
-
     def alpha_sigma(self, t: Time) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t, float64, of the shape of t."""
         if isinstance(t, NoiseLevel):
@@ -98,18 +96,24 @@ class NoiseSchedule:
         return squared.sqrt(), (1.0 - squared).sqrt()
 
     def _levels(self, t: Time, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t shaped [B, 1, ...] in `like`'s dtype, ready to multiply it."""
-        shape = [-1] + [1] * (like.ndim - 1)
+        """alpha_t and sigma_t in `like`'s dtype, with axes of 1 where `like` has others than t."""
         alpha, sigma = self.alpha_sigma(t)
-        return alpha.reshape(shape).to(like), sigma.reshape(shape).to(like)
+        return self._beside(alpha, like).to(like), self._beside(sigma, like).to(like)
+
+    def _beside(self, value: Tensor, like: Tensor) -> Tensor:
+        """[B] as [B, 1, ...], [B, f] with f on the frame axis of `like`."""
+        shape = [-1] + [1] * (like.ndim - 1)
+        if value.ndim == 2:
+            shape[self.frame_axis] = value.shape[1]
+        return value.reshape(shape)
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Time) -> Tensor:
-        """x_t = alpha_t x0 + sigma_t eps. x0, eps: [B, ...]; t: [B]."""
+        """x_t = alpha_t x0 + sigma_t eps. x0, eps: [B, ...]; t: [B] or [B, f]."""
         alpha, sigma = self._levels(t, x0)
         return alpha * x0 + sigma * eps
 
     def to_x0(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
-        """The clean latents that a network output means. output, x_t: [B, ...]; t: [B]."""
+        """The clean latents that a network output means. output, x_t: [B, ...]; t: [B] or [B, f]."""
         alpha, sigma = self._levels(t, x_t)
         if self.prediction == "flow":
             return x_t - sigma * output
@@ -133,8 +137,11 @@ class NoiseSchedule:
 
     def ode_step(self, x0: Tensor, x_t: Tensor, t: Time, t_next: Time) -> Tensor:
         """The deterministic step from t to t_next along the predicted direction (DDIM, 2010.02502, eq. 12
-        with eta 0; for flow this is Euler's step)."""
-        return self.add_noise(x0, self.to_eps(x0, x_t, t), t_next)
+        with eta 0; for flow this is Euler's step). With a time per frame, frames that are clean at t stay so."""
+        moved = self.add_noise(x0, self.to_eps(x0, x_t, t), t_next)
+        if isinstance(t, NoiseLevel) or t.ndim == 1:
+            return moved
+        return torch.where(self._levels(t, x_t)[1] == 0, x_t, moved)
 
     def x0_of_step(self, x_t: Tensor, x_next: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
         """The x0 from which `ode_step` takes x_t to x_next: its inverse, linear in both.
@@ -148,8 +155,7 @@ class NoiseSchedule:
         of_x0 = alpha_next - alpha * kept
         if bool((of_x0 == 0).any()):
             raise ValueError(f"times {t.tolist()} and {t_next.tolist()} are one noise level; take times further apart")
-        shape = [-1] + [1] * (x_t.ndim - 1)
-        return (x_next - kept.view(shape).to(x_t) * x_t) / of_x0.view(shape).to(x_t)
+        return (x_next - self._beside(kept, x_t).to(x_t) * x_t) / self._beside(of_x0, x_t).to(x_t)
 
 
 T = TypeVar("T", Tensor, float)
@@ -158,11 +164,6 @@ T = TypeVar("T", Tensor, float)
 def shift_time(t: T, shift: float) -> T:
     """Timestep shifting, `s t / (1 + (s - 1) t)` (SD3, 2403.03206, eq. 23). shift 1 changes nothing."""
     return shift * t / (1.0 + (shift - 1.0) * t)
-
-
-def unshift_time(t: T, shift: float) -> T:
-    """The inverse of `shift_time`."""
-    return t / (shift - (shift - 1.0) * t)
 
 
 def shifted_steps(num_steps: int, shift: float) -> tuple[float, ...]:
@@ -194,11 +195,12 @@ def _zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     return alpha**2
 
 
-def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
+def schedule_from_config(config: Mapping[str, Any], frame_axis: int = 2) -> NoiseSchedule:
     """The noise schedule that a diffusers scheduler's config describes.
 
     Args:
         config: `scheduler.config` or the content of `scheduler_config.json`, with its `_class_name`.
+        frame_axis: of latents, counted with the batch axis.
 
     Raises:
         ValueError: a prediction type or beta schedule that is not supported, by name.
@@ -207,7 +209,7 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     num = int(config.get("num_train_timesteps", 1000))
     prediction = config.get("prediction_type", "epsilon")
     if name.startswith("FlowMatch") or prediction == "flow_prediction":
-        return NoiseSchedule("flow", None, num)
+        return NoiseSchedule("flow", None, num, frame_axis)
     if prediction not in ("v_prediction", "epsilon"):
         raise ValueError(
             f"scheduler {name or '(unnamed)'} has prediction_type {prediction!r}; "
@@ -219,4 +221,4 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     alphas_cumprod = alphas_cumprod / (snr_shift + (1.0 - snr_shift) * alphas_cumprod)
     if config.get("rescale_betas_zero_snr"):
         alphas_cumprod = _zero_terminal_snr(alphas_cumprod)
-    return NoiseSchedule(prediction, alphas_cumprod, num)
+    return NoiseSchedule(prediction, alphas_cumprod, num, frame_axis)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lightning_dfd.networks.quantization import BYTES, Quantization
-from lightning_dfd.objectives.terms import TermRecipe
+from lightning_dfd.objectives.terms import TermRecipe, check_terms
 from lightning_dfd.plan.estimate import Estimate, Setup, estimate
 
 
@@ -94,7 +94,7 @@ def _offload(setup: Setup) -> tuple[str, Setup] | None:
     if module.backbone.offload or module.student.mode == "lora":
         return None
     try:
-        module.check_terms(TermRecipe(module.student_input, adapters=False, offload=True))
+        check_terms(module.terms, TermRecipe(module.student_input, adapters=False, offload=True))
     except ValueError:  # a term's gradient runs through the teacher
         return None
     changed = replace(setup, module=copy.deepcopy(module))

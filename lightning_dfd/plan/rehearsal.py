@@ -108,7 +108,7 @@ def _turn(
     del step
     flops = meter.flops * module.accumulate
     gradients = sum(_bytes(p.grad for p in group["params"] if p.grad is not None) for group in optimizer.param_groups)
-    module.clip(optimizer)
+    module.optimization.clip(optimizer)
     optimizer.step()
     optimizer.zero_grad()
     if role == "student" and "ema" in module.network.held:

@@ -22,7 +22,7 @@ _FAILED: WeakSet[Logger] = WeakSet()  # those that were warned of
 _GUARDED: WeakSet[type[Logger]] = WeakSet()  # classes that `guard` made
 
 
-def guard(loggers: Sequence[Logger]) -> None:
+def guard(loggers: Sequence[object]) -> None:
     """Make what these loggers raise one warning each, wherever they are called from, Lightning itself included.
 
     A logger becomes an instance of a subclass of its own class, so that `isinstance` says what it did.

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from lightning_dfd.cli.trainer import DistillationTrainer
 from lightning_dfd.data import LatentCache, VideoDataModule, list_clips, write_cache, write_video
 from lightning_dfd.diffusion.noise import Time
-from lightning_dfd.diffusion.sampler import sample
+from lightning_dfd.diffusion.sampler import Rollout, sample, stateless
 from lightning_dfd.evaluation.pictures import to_frames
 from lightning_dfd.export import call_arguments, export_student, posterior_means
 from lightning_dfd.networks.roles import FullRoles, LoraRoles, Roles
@@ -149,7 +149,7 @@ def _replay(case: Case, steps: int, guidance: float) -> float:
 
     times = backbone.teacher_times(steps, noise.shape[1:])
     require(len(times) == steps, f"teacher_times gives {len(times)} times for {steps} steps")
-    ours = backbone.finish(sample(denoise, backbone.schedule, noise, times))
+    ours = backbone.finish(sample(stateless(denoise), backbone.schedule, Rollout(noise), times).latents)
     size = max(1.0, float(theirs.std()))  # an untrained network that predicts noise makes latents of a hundred
     error = gap(backbone.pack(ours), theirs) / size
     require(error < 1e-4, f"{steps} steps at guidance {guidance:g} differ from the pipeline's by {error:.1e}")
@@ -293,7 +293,7 @@ def gan(case: Case, folder: Path) -> float | None:
     module = case.module(gan=GANSettings(weight=0.1, r1_weight=1.0), dmd=DMDSettings(student_update_freq=2))
     trainer = _fit(case, module, folder, 2)
     for name in ("gan_generator_loss", "gan_discriminator_loss"):
-        require(torch.as_tensor(module.latest[f"train/{name}"]).isfinite(), f"{name} is not finite")
+        require(torch.as_tensor(module.journal.latest[f"train/{name}"]).isfinite(), f"{name} is not finite")
     x_t, t, cond = case.inputs()
     x_t.requires_grad_()
     discriminator: Any = module.term_modules["discriminator"]
@@ -314,14 +314,14 @@ def _check_training(case: Case, folder: Path, mode: str) -> float | None:
         module = case.module(mode, **options)
         x_t, t, cond = case.inputs()
         with torch.no_grad():
-            before = {role: module.x0(role, x_t, t, cond) for role in ("teacher", "student", "fake")}  # type: ignore[arg-type]
+            before = {role: module.x0(role, Rollout(x_t), t, cond).latents for role in ("teacher", "student", "fake")}  # type: ignore[arg-type]
         trainer = _fit(case, module, folder, 2)
         with torch.no_grad():
-            after = {role: module.x0(role, x_t, t, cond) for role in ("teacher", "student", "fake")}  # type: ignore[arg-type]
+            after = {role: module.x0(role, Rollout(x_t), t, cond).latents for role in ("teacher", "student", "fake")}  # type: ignore[arg-type]
         require(torch.equal(after["teacher"], before["teacher"]), "training changed the teacher")
         for role in ("student", "fake"):
             require(gap(after[role], before[role]) > 0, f"two iterations left the {role} as it was")
-        forced = module.counts["forced_steps"]
+        forced = module.journal.counts["forced_steps"]
         require(forced == int(probability), f"{forced} forced steps at probability {probability:g}")
     path = folder / f"{mode}.ckpt"
     trainer.save_checkpoint(path)
@@ -329,7 +329,7 @@ def _check_training(case: Case, folder: Path, mode: str) -> float | None:
     require(set(state) == {f"roles.{name}" for name in module.network.owned()}, "the checkpoint holds other weights")
     fresh = case.module(mode, init_from=str(path))
     with torch.no_grad():
-        error = gap(fresh.x0("student", x_t, t, cond), after["student"])
+        error = gap(fresh.x0("student", Rollout(x_t), t, cond).latents, after["student"])
     require(error == 0.0, f"the student from the checkpoint differs by {error:.1e}")
     return error
 
@@ -407,7 +407,9 @@ def _export(case: Case, output: Path, form: Any, mode: str, kind: SampleKind) ->
     report = export_student(module, output, case.size, form, {})
     x_t, t, cond = case.inputs()
     with torch.no_grad():
-        moved = gap(module.x0("student", x_t, t, cond), module.x0("teacher", x_t, t, cond))
+        moved = gap(
+            module.x0("student", Rollout(x_t), t, cond).latents, module.x0("teacher", Rollout(x_t), t, cond).latents
+        )
     require(moved > 1e-3, "the student that was exported hardly differs from the teacher")
     require(report.error < 1e-3, f"stock diffusers' latents differ by {report.error:.1e} from our sampler's")
     return report.error

@@ -9,36 +9,45 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_dfd.backbones import Backbone
+from lightning_dfd.data import VideoDataModule
 from lightning_dfd.objectives.terms import Term
 from lightning_dfd.runs.checkpoints import differing
+from lightning_dfd.training.settings import SamplingSettings, StudentSettings
+
+Facts = dict[str, dict[str, Any]]
 
 
-def recipe_facts(module: Any) -> dict[str, dict[str, Any]]:
+def recipe_facts(
+    backbone: Backbone,
+    student: StudentSettings,
+    sampling: SamplingSettings,
+    terms: Sequence[Term],
+    seed: int,
+    exact: Mapping[str, Any],
+    data: VideoDataModule | None,
+) -> Facts:
     """What a checkpoint says of its recipe: `fixed` makes the run what it is; `exact` merely has to agree for a
-    resumed run to be bit-equal. Other keys (rates, scales, lengths, logs) are the user's to change."""
-    student, data, trainer = module.student, module.datamodule, module.trainer
-    teacher = module.backbone.network_identity()
+    resumed run to be bit-equal. Other keys (rates, scales, lengths, logs) are the user's to change.
+
+    Args:
+        exact: further ones of these, by recipe key.
+    """
+    teacher = backbone.network_identity()
     dtype = teacher.pop("dtype")
-    fixed = {
+    fixed: dict[str, Any] = {
         "model.teacher": f"{teacher['pipeline']} {_digest(teacher)}",
         "model.student.input": student.input,
         "model.student.ema_decay": "null" if student.ema_decay is None else "a number",
-        "model.sampling.steps": [float(step) for step in module.sampling.steps],
-        "model.sampling.kind": module.sampling.kind,
-        "the loss": " + ".join(sorted(_name_of(term) for term in module.terms)),
-        "model.seed": module.seed,
+        "model.sampling.steps": [float(step) for step in sampling.steps],
+        "model.sampling.kind": sampling.kind,
+        "the loss": " + ".join(sorted(_name_of(term) for term in terms)),
+        "model.seed": seed,
     }
-    for term in module.terms:
+    for term in terms:
         fixed |= term.facts()
-    fixed |= student_facts(student, module.backbone.lora_targets)
-    exact = {
-        "trainer.precision": str(trainer.precision),
-        "number of processes": trainer.world_size,
-        "model.accumulate": module.accumulate,
-        "model.dtype": dtype,
-        "model.quantization": str(module.backbone.quantization),
-        "model.compile": module.compiled,
-    }
+    fixed |= student_facts(student, backbone.lora_targets)
+    exact = {**exact, "model.dtype": dtype, "model.quantization": str(backbone.quantization)}
     if data is not None:
         fixed["data.frames, height, width"] = [data.size.frames, data.size.height, data.size.width]
         fixed["data.fps"] = data.fps
@@ -55,9 +64,9 @@ def _name_of(term: Term) -> str:
     return term.key if term.key != Term.key else f"{term.key} {type(term).__qualname__}"
 
 
-def student_facts(student: Any, own_targets: Sequence[str]) -> dict[str, Any]:
+def student_facts(student: StudentSettings, own_targets: Sequence[str]) -> dict[str, Any]:
     """What makes a network of the student's weights; `own_targets` are the backbone's."""
-    facts = {"model.student.mode": student.mode}
+    facts: dict[str, Any] = {"model.student.mode": student.mode}
     if student.mode == "full":
         return facts
     targets = list(student.targets or own_targets)

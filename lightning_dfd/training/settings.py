@@ -80,10 +80,3 @@ class SamplingSettings:
         falling = all(a > b for a, b in zip(self.steps[:-1], self.steps[1:], strict=True))
         inside = bool(self.steps) and self.steps[0] <= 1 and self.steps[-1] > 0
         require(falling and inside, "model.sampling.steps", self.steps, "a falling list of times in (0, 1]")
-
-
-def check_counts(gradient_clip: float, accumulate: int, seed: int) -> None:
-    """Raise ValueError for what DistillationModule cannot train with."""
-    require(gradient_clip > 0, "model.gradient_clip", str(gradient_clip), "above 0; .inf clips nothing")
-    require(accumulate > 0, "model.accumulate", accumulate, "at least 1 batch")
-    require(0 <= seed < 2**63, "model.seed", seed, "between 0 and 2^63 - 1")

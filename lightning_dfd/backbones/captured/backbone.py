@@ -36,7 +36,7 @@ from lightning_dfd.backbones.fit import refuse_quantised
 from lightning_dfd.backbones.flow import few_step_flow_scheduler, few_step_own_scheduler
 from lightning_dfd.backbones.loading import parts_of
 from lightning_dfd.diffusion.noise import Time
-from lightning_dfd.diffusion.sampler import sample
+from lightning_dfd.diffusion.sampler import Rollout, sample, stateless
 from lightning_dfd.diffusion.solvers import SolverStep, teacher_times
 from lightning_dfd.objectives import guide
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
@@ -194,12 +194,11 @@ class CapturedBackbone(Backbone):
             x0 = self.x0(pipe.transformer, x_t, t, cond)
             return x0 if scale == 1 else guide(self.x0(pipe.transformer, x_t, t, negative), x0, scale)
 
-        self._compare(
-            "replay", sample(denoise, schedule, noised[:1], times), run.steps[-1].result, "without guidance: "
-        )
+        unguided = sample(stateless(denoise), schedule, Rollout(noised[:1]), times).latents
+        self._compare("replay", unguided, run.steps[-1].result, "without guidance: ")
         guided = self._whole_run(pipe, size, GUIDANCE, output_type="latent", negative_prompt=NEGATIVE)
         noise = guided.steps[0].sample.float()
-        ours = sample(partial(denoise, scale=GUIDANCE), schedule, noise, times)
+        ours = sample(stateless(partial(denoise, scale=GUIDANCE)), schedule, Rollout(noise), times).latents
         if not isinstance(guided.result, Tensor) or guided.result.shape != ours.shape:
             seen = f"the pipeline returns latents {tuple(guided.result.shape)}, its steps are on {tuple(ours.shape)}"
             raise self._refused("history", seen)

@@ -35,12 +35,13 @@ from torch import Tensor, nn
 
 from lightning_dfd.diffusion.draws import Draws
 from lightning_dfd.diffusion.noise import NoiseSchedule, Time
-from lightning_dfd.diffusion.sampler import roll_to
+from lightning_dfd.diffusion.sampler import Denoise, Rollout, roll_to, stateless
 from lightning_dfd.types import SampleKind
 
 # What a network is told besides x_t and t. Terms hand it on and never look into it.
 Condition = Any
 Denoiser = Callable[[Tensor, Time, Condition], Tensor]
+RollingDenoiser = Callable[[Rollout, Time, Condition], Rollout]
 GuidedDenoiser = Callable[[Tensor, Time, Condition, "float | Tensor"], Tensor]
 Features = Callable[[Tensor, Tensor, Condition, Sequence[int]], list[Tensor]]
 Others = Callable[[int, torch.Generator], list[list[Tensor]]]
@@ -100,6 +101,8 @@ class Networks:
         features: `(x_t, t, cond, blocks) -> N x [B, S, D]`, what N blocks of the teacher, by their numbers, make of
             x_t, without guidance and with gradient to x_t.
         trained: modules that terms train, by name.
+        rolling: the student in a rollout, `(rollout, t, cond) -> rollout`, with what it carries from call to call; None
+            for one that carries nothing.
     """
 
     schedule: NoiseSchedule
@@ -108,6 +111,7 @@ class Networks:
     teacher: GuidedDenoiser
     features: Features | None = None
     trained: Mapping[str, nn.Module] = field(default_factory=dict)
+    rolling: RollingDenoiser | None = None
 
 
 @dataclass(frozen=True)
@@ -172,21 +176,22 @@ class Step:
         never one that a term trains apart (`Term.first_step`).
         """
         given, draws, real = self.student_input, self.draws, self.real
-
-        def denoise(x_t: Tensor, t: Time) -> Tensor:
-            return self.networks.student(x_t, t, self.cond)
-
         if given.mode == "data":
             times = torch.tensor(list(given.steps), dtype=torch.float64, device=real.device)
             t = times[draws.indices(len(real), len(times))]
-            return denoise(self.schedule.add_noise(real, draws.noise_like(real), t), t)
+            return self.networks.student(self.schedule.add_noise(real, draws.noise_like(real), t), t, self.cond)
         first = max((term.first_step for term in self.terms), default=0)
         last = draws.index(first, len(given.steps))
+        denoise, noise = self._rolling_student(), Rollout(draws.noise_like(real))
         with torch.no_grad():
-            x_t = roll_to(
-                denoise, self.schedule, draws.noise_like(real), given.steps[: last + 1], given.kind, draws.noise_like
-            )
-        return denoise(x_t, x_t.new_full((len(x_t),), given.steps[last], dtype=torch.float64))
+            rolled = roll_to(denoise, self.schedule, noise, given.steps[: last + 1], given.kind, draws.noise_like)
+        return denoise(rolled, real.new_full((len(real),), given.steps[last], dtype=torch.float64)).latents
+
+    def _rolling_student(self) -> Denoise:
+        student, rolling, cond = self.networks.student, self.networks.rolling, self.cond
+        if rolling is None:
+            return stateless(lambda x_t, t: student(x_t, t, cond))
+        return lambda rollout, t: rolling(rollout, t, cond)
 
     @cached_property
     def _noise(self) -> tuple[Tensor, Tensor]:
@@ -232,6 +237,7 @@ class Term:
 
     key: ClassVar[str] = "model.terms"  # the recipe key that sets it
     first_step: int = 0  # the first of the student's sampling steps that rollouts train by the other terms
+    pairs_clips: bool = False  # whether it rests on generated clips that are near the real ones they are paired with
 
     def build(self, features: Callable[[], FeatureShape]) -> Mapping[str, nn.Module]:
         """The modules that the term trains, by names of their own; they learn with the fake score.
@@ -314,6 +320,12 @@ class TermRecipe:
     cached: bool | None = None
     takes_image: bool = False
     sizes: int = 1
+
+
+def check_terms(terms: Sequence[Term], recipe: TermRecipe) -> None:
+    """Raise ValueError where a term does not fit `recipe`."""
+    for term in terms:
+        term.check(recipe)
 
 
 def student_loss(terms: Sequence[Term], step: Step) -> Tensor:

@@ -48,6 +48,7 @@ class DataForcing(Term):
 
     def __init__(self, settings: DataForcingSettings = DataForcingSettings(), rehearsed: bool = False) -> None:
         self.settings, self.rehearsed = settings, rehearsed
+        self.pairs_clips = settings.probability > 0 and settings.shown == "real"
 
     def view(self, step: Step, view: TeacherView) -> TeacherView:
         settings = self.settings

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_dfd.diffusion.noise import Time
-from lightning_dfd.diffusion.sampler import roll_to
+from lightning_dfd.diffusion.sampler import Rollout, roll_to, stateless
 from lightning_dfd.objectives.diversity import diversity_loss
 from lightning_dfd.objectives.terms.base import Step, Term, TermRecipe, require
 
@@ -62,7 +62,7 @@ class FirstStep(Term):
             return step.networks.teacher(x_t, t, step.cond, self.guidance)
 
         with torch.no_grad():
-            z_k = roll_to(teacher, step.schedule, z, anchors, "ode")
+            z_k = roll_to(stateless(teacher), step.schedule, Rollout(z), anchors, "ode").latents
         return diversity_loss(step.schedule, step.networks.student(z, t, step.cond), z, z_k, t, t_k)
 
     def check(self, recipe: TermRecipe) -> None:
