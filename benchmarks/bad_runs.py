@@ -206,7 +206,7 @@ def bad_gradients(place: Place, rng: np.random.Generator) -> str:
     module = poisoned(place, rng, bad.__contains__)
     place.fit(module, 8)
     finite(module)
-    skipped = module.latest["train/skipped_steps"]
+    skipped = module.journal.latest["train/skipped_steps"]
     require(int(skipped) == 3, f"{skipped} updates are said to be left out, 3 were")
     return "went on"
 

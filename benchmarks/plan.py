@@ -119,7 +119,7 @@ class AllocatorPeak(Callback):
     """The most bytes that torch's allocator had handed out, from iteration WARM_UP on."""
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == WARM_UP and pl_module._micro == 0:
+        if trainer.global_step == WARM_UP and pl_module.between_iterations:
             tensors = [*pl_module.parameters(), *pl_module.buffers(), batch.latents, *batch.cond.tensors.values()]
             for optimizer in trainer.optimizers:
                 states = optimizer.state.values()

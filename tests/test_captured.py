@@ -284,7 +284,7 @@ def test_trains_resumes_and_exports(unlisted: dict[str, Path], tmp_path: Path, m
     fit(module, tmp_path, 2).save_checkpoint(tmp_path / "dmd2.ckpt")
     forced = module_of(folder, dmd=freq, data_forcing=DataForcingSettings(1.0), init_from=str(tmp_path / "dmd2.ckpt"))
     fit(forced, tmp_path, 2)
-    assert (module.counts["forced_steps"], forced.counts["forced_steps"]) == (0, 1)
+    assert (module.journal.counts["forced_steps"], forced.journal.counts["forced_steps"]) == (0, 1)
     stir(forced.network)
     forms: tuple[ExportFormat, ...] = ("pipeline", "lora")
     for form in forms:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_dfd import DistillationModule, DistillationTrainer
+from lightning_dfd.diffusion.sampler import Rollout
 from lightning_dfd.objectives import guide
 from lightning_dfd.testing.tiny import TEXT_LENGTH
 from lightning_dfd.training.settings import DataForcingSettings, DMDSettings, SamplingSettings, StudentSettings
@@ -109,7 +110,7 @@ def test_accumulation_steps_once_in_so_many_batches(tiny: dict[str, Path], tmp_p
     trainer = fit(module, tmp_path, 4, watch)
     assert trainer.global_step == 4
     assert watch.moved == [(1, "fake"), (2, "student"), (3, "fake"), (4, "student")]
-    assert module.counts["student_steps"] == 2
+    assert module.journal.counts["student_steps"] == 2
 
 
 def test_teacher_is_bit_equal_before_and_after_training(tiny: dict[str, Path], family: str, tmp_path: Path) -> None:
@@ -120,10 +121,10 @@ def test_teacher_is_bit_equal_before_and_after_training(tiny: dict[str, Path], f
     assert batch.cond is not None
     t = torch.tensor([0.9, 0.3], dtype=torch.float64)
     with torch.no_grad():
-        before = module.x0("teacher", batch.latents, t, batch.cond)
+        before = module.x0("teacher", Rollout(batch.latents), t, batch.cond).latents
         fit(module, tmp_path, 5)
-        assert torch.equal(module.x0("teacher", batch.latents, t, batch.cond), before)
-        assert not torch.equal(module.x0("student", batch.latents, t, batch.cond), before)
+        assert torch.equal(module.x0("teacher", Rollout(batch.latents), t, batch.cond).latents, before)
+        assert not torch.equal(module.x0("student", Rollout(batch.latents), t, batch.cond).latents, before)
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
@@ -210,7 +211,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tiny: dict[str, Path], tmp_pat
     second = module()
     trainer = fit(second, tmp_path, 8, ckpt_path=str(tmp_path / "half.ckpt"), start=5)
     assert trainer.global_step == 8
-    assert second.counts == whole.counts
+    assert second.journal.counts == whole.journal.counts
     for role in whole.network.held:
         for a, b in zip(whole.network.parameters_of(role), second.network.parameters_of(role), strict=True):
             assert torch.equal(a, b)

@@ -81,7 +81,7 @@ class Seen(Callback):
     """What happened, by iteration."""
 
     def __init__(self) -> None:
-        self.validated: list[tuple[int, int]] = []  # iteration and batches since its begin
+        self.validated: list[tuple[int, bool]] = []  # iteration, and whether it is done
         self.sanity = self.batches = 0
         self.gradients: list[bool] = []  # whether something was gathered before a validation and is there after it
 
@@ -93,9 +93,9 @@ class Seen(Callback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.sanity_checking:
-            self.validated.append((trainer.global_step, pl_module._micro))
+            self.validated.append((trainer.global_step, pl_module.between_iterations))
             held = any(parameter.grad is not None for parameter in pl_module.parameters())
-            self.gradients.append(held == (pl_module._micro > 0))
+            self.gradients.append(held != pl_module.between_iterations)
 
 
 Fit = Callable[..., DistillationTrainer]
@@ -159,7 +159,7 @@ def test_the_others_work_together(fit: Fit, tmp_path: Path, capsys: pytest.Captu
         torch.autograd.set_detect_anomaly(False)
     assert trainer.global_step == 3  # min_steps against the alarm
     assert seen.sanity == 1
-    assert seen.validated == [(2, 0), (3, 0)]  # at the interval, and at the end that was asked for
+    assert seen.validated == [(2, True), (3, True)]  # at the interval, and at the end that was asked for
     assert trainer.num_val_batches == [1]
     rows, _ = read_rows(Path(logger.log_dir) / "metrics.csv")
     assert {int(row["step"]) for row in rows} == {1, 2, 3}
@@ -176,8 +176,8 @@ def test_a_development_run_is_a_turn_of_every_role(fit: Fit, tmp_path: Path) -> 
     seen = Seen()
     trainer = fit(seen, keep, fast_dev_run=True)
     assert (trainer.global_step, seen.batches) == (2, 4)
-    assert {"train/student_loss", "train/fake_loss"} <= {*trainer.lightning_module.latest}
-    assert seen.validated == [(2, 0)]
+    assert {"train/student_loss", "train/fake_loss"} <= {*trainer.lightning_module.journal.latest}
+    assert seen.validated == [(2, True)]
     assert not [*tmp_path.rglob("*.ckpt")]
     assert fit(fast_dev_run=3).global_step == 3
 
@@ -191,7 +191,7 @@ def test_time_ends_a_run_and_its_end_is_saved(fit: Fit, tmp_path: Path) -> None:
 def test_validation_by_the_clock_keeps_what_an_iteration_has_gathered(fit: Fit) -> None:
     seen = Seen()
     fit(seen, max_steps=2, val_check_interval="00:00:00:00", num_sanity_val_steps=0)
-    assert [place for place in seen.validated if place[1]]  # in the midst of an iteration
+    assert [place for place in seen.validated if not place[1]]  # in the midst of an iteration
     assert all(seen.gradients)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_dfd import DistillationModule, VideoDataModule
 from lightning_dfd.data import list_clips, write_cache, write_video
 from lightning_dfd.diffusion.draws import Draws
+from lightning_dfd.diffusion.sampler import Rollout
 from lightning_dfd.networks.blocks import blocks_of
 from lightning_dfd.objectives import generator_loss
 from lightning_dfd.objectives.terms import GAN as GANTerm
@@ -70,7 +71,7 @@ class Losses(Callback):
         self.seen: list[tuple[float, float]] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        latest = pl_module.latest
+        latest = pl_module.journal.latest
         self.seen.append((float(latest["train/fake_loss"]), float(latest.get("train/student_loss", 0.0))))
 
 
@@ -102,10 +103,10 @@ def test_gan_trains_the_student_and_leaves_the_teacher(
     real, cond, _ = inputs(module)
     t = torch.tensor([0.9, 0.3], dtype=torch.float64)
     with torch.no_grad():
-        before = module.x0("teacher", real, t, cond)
+        before = module.x0("teacher", Rollout(real), t, cond).latents
     fit(module, tmp_path, 4)
     with torch.no_grad():
-        assert torch.equal(module.x0("teacher", real, t, cond), before)
+        assert torch.equal(module.x0("teacher", Rollout(real), t, cond).latents, before)
 
     gen = module.begin_step(real, cond).gen
     gen.retain_grad()
@@ -424,7 +425,7 @@ def test_guidance_of_one_saves_the_unconditional_call(tiny: dict[str, Path], tmp
     t = torch.tensor([0.9, 0.3], dtype=torch.float64)
     sizes: list[int] = []
     plain = module.x0
-    module.x0 = lambda role, x_t, t, cond: sizes.append(len(x_t)) or plain(role, x_t, t, cond)  # type: ignore
+    module.x0 = lambda role, x, t, cond: sizes.append(len(x.latents)) or plain(role, x, t, cond)  # type: ignore
     for scale in (1.0, torch.ones(2), torch.tensor([1.0, 5.0]), None):
         module.guided_teacher(real, t, cond, scale)
     assert sizes == [2, 2, 4, 4]
@@ -525,6 +526,6 @@ def test_settings_out_of_range_are_named(make: Any, message: str) -> None:
 
 def test_latest_can_be_read_and_not_written(tiny: dict[str, Path], tmp_path: Path) -> None:
     module = ready(tiny["wan"], tmp_path)
-    assert float(module.latest["train/student_loss"]) >= 0
+    assert float(module.journal.latest["train/student_loss"]) >= 0
     with pytest.raises(TypeError):
-        module.latest["train/student_loss"] = 0.0  # type: ignore[index]
+        module.journal.latest["train/student_loss"] = 0.0  # type: ignore[index]

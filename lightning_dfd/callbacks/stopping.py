@@ -42,11 +42,8 @@ class StopEarly(Callback):
             evaluated = _evaluated(trainer).get(name)
             if evaluated is None and step % every:
                 continue
-            token = (
-                evaluated
-                if evaluated is not None
-                else pl_module.journal.latest.get(name, trainer.callback_metrics.get(name))
-            )
+            logged = pl_module.journal.latest.get(name, trainer.callback_metrics.get(name))
+            token = logged if evaluated is None else evaluated
             if token is None:
                 self._refuse_unknown(trainer, pl_module, stopper)
             elif not _same(token, self._seen.get(name)):

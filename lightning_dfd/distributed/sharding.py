@@ -19,6 +19,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lightning_dfd.distributed.ranks import Ranks
+
 # A tensor for what has this name, shape and precision, in which to read it; None to leave it out.
 Like = Callable[[str, torch.Size, torch.dtype], Tensor | None]
 
@@ -57,10 +59,12 @@ def fill(module: nn.Module, values: Mapping[str, Tensor]) -> None:
 def average_gradients(module: nn.Module) -> None:
     """Average the gradients of a module that every process holds whole beside sharded ones."""
 
+    size = Ranks.current().size
+
     def average(gradient: Tensor) -> Tensor:
         total = gradient.clone()
         torch.distributed.all_reduce(total)
-        return total / torch.distributed.get_world_size()
+        return total / size
 
     for parameter in module.parameters():
         parameter.register_hook(average)
@@ -69,12 +73,12 @@ def average_gradients(module: nn.Module) -> None:
 # ---- tensors --------------------------------------------------------------------------------------------------
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor with all its rows; of a sharded one every process has to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def spread(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, known to every process, in the way, on the device and in the precision of `like`."""
     if isinstance(tensor, DTensor) or not isinstance(like, DTensor):
         return tensor
@@ -93,7 +97,7 @@ def gather(state: Any, keep: bool) -> Any:
         return [gather(value, keep) for value in state]
     if not isinstance(state, Tensor):
         return state
-    found = whole(state.detach())
+    found = full_tensor(state.detach())
     return found.cpu() if keep else found.new_empty(0, device="cpu")
 
 

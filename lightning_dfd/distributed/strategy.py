@@ -12,7 +12,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_dfd.distributed.sharding import Like, gather, spread
+from lightning_dfd.distributed.ranks import Ranks
+from lightning_dfd.distributed.sharding import Like, gather, shard_like
 
 PATIENCE = timedelta(minutes=30)
 
@@ -63,7 +64,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return self._to_save(ParallelStrategy.optimizer_state(self, optimizer))
 
     def _to_save(self, state: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = state if self._save_distributed_checkpoint else gather(state, self.is_global_zero)
+        found: dict[str, Any] = state if self._save_distributed_checkpoint else gather(state, Ranks.current().is_first)
         return found
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
@@ -94,7 +95,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
         for name, value in checkpoint["state_dict"].items():
-            own[name].copy_(spread(value, own[name]))
+            own[name].copy_(shard_like(value, own[name]))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
@@ -102,7 +103,8 @@ class FSDP2Strategy(ModelParallelStrategy):
             for index, values in saved["state"].items():
                 own = _parameter(optimizer, index)
                 state[index] = {
-                    key: spread(value, own).clone() if _is_of(own, value) else value for key, value in values.items()
+                    key: shard_like(value, own).clone() if _is_of(own, value) else value
+                    for key, value in values.items()
                 }
             optimizer.load_state_dict({**saved, "state": state})
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
-from lightning_dfd.distributed.sharding import blank_copy, fill, shard, spread
+from lightning_dfd.distributed.sharding import blank_copy, fill, shard, shard_like
 from lightning_dfd.networks.offload import offload_blocks
 from lightning_dfd.types import Role
 
@@ -76,7 +76,7 @@ class Roles(nn.Module, ABC):
                 "Was the checkpoint made with another teacher, student.mode, student.rank or student.targets?"
             )
         for name, parameter in own.items():
-            parameter.copy_(spread(weights[name], parameter))
+            parameter.copy_(shard_like(weights[name], parameter))
 
     def owned(self) -> set[str]:
         """The names, in this module, of what a checkpoint has to hold: all but the teacher."""

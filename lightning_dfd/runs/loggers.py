@@ -22,14 +22,15 @@ _FAILED: WeakSet[Logger] = WeakSet()  # those that were warned of
 _GUARDED: WeakSet[type[Logger]] = WeakSet()  # classes that `guard` made
 
 
-def guard(loggers: Sequence[object]) -> None:
+def guard(loggers: Sequence[Any]) -> None:
     """Make what these loggers raise one warning each, wherever they are called from, Lightning itself included.
 
     A logger becomes an instance of a subclass of its own class, so that `isinstance` says what it did.
     """
     for logger in loggers:
         if type(logger) not in _GUARDED:
-            logger.__class__ = _guarded(type(logger))
+            kind: Any = type(logger)
+            logger.__class__ = _guarded(kind)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_dfd.distributed.sharding import whole
+from lightning_dfd.distributed.sharding import full_tensor
 
 Groups = list[dict[str, Any]]
 MISSING, DROPPED = object(), object()
@@ -112,7 +112,9 @@ def clip_parts(optimizer: Optimizer, parts: Mapping[str, Sequence[nn.Parameter]]
     """
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     return {
-        name: whole(torch.nn.utils.clip_grad_norm_(part, largest)) for name, part in parts.items() if held >= {*part}
+        name: full_tensor(torch.nn.utils.clip_grad_norm_(part, largest))
+        for name, part in parts.items()
+        if held >= {*part}
     }
 
 

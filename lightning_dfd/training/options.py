@@ -35,6 +35,7 @@ from lightning.pytorch.strategies import (
 )
 
 from lightning_dfd.data import VideoDataModule
+from lightning_dfd.distributed.ranks import Ranks
 from lightning_dfd.distributed.strategy import FSDP2Strategy
 
 Values = Mapping[str, tuple[tuple[Any, ...], str]]  # of options: the values that are allowed, what to do instead
@@ -185,7 +186,7 @@ def prepare_for_stream(
         if interval < 1 or isinstance(interval, float):
             raise ValueError(f"trainer.val_check_interval is {interval}; {NO_EPOCHS}: give a number of iterations")
         trainer.val_check_interval = interval * module.accumulate
-    elif trainer.world_size > 1:
+    elif Ranks.of(trainer).size > 1:
         raise ValueError(
             f"trainer.val_check_interval is {interval}; each process would go by its own clock: give iterations"
         )
