@@ -94,7 +94,8 @@ def coverage(shape: str, x: float, y: float, size: float) -> NDArray[np.float64]
         outside = np.maximum(abs(dx), abs(dy)) - half
     else:  # a triangle standing on its base, as wide as high
         outside = np.maximum((2 * abs(dx) - dy - half) / math.sqrt(5), dy - half)
-    return np.clip(0.5 - outside, 0.0, 1.0)
+    share: NDArray[np.float64] = np.clip(0.5 - outside, 0.0, 1.0)
+    return share
 
 
 def render(scene: Scene) -> NDArray[np.uint8]:

@@ -130,7 +130,10 @@ def trial(
     Raises:
         ValueError: they cannot be built, or the schedule does not fit the run.
     """
-    like = lambda: torch.nn.Parameter(torch.zeros(2, 2))  # noqa: E731 (an adapter's matrix)
+
+    def like() -> torch.nn.Parameter:  # as an adapter's matrix
+        return torch.nn.Parameter(torch.zeros(2, 2))
+
     parameters: Any = [{**group, "params": [like()]} for group in groups] or [like()]
     optimizer = build(key, make, parameters)
     if not isinstance(optimizer, Optimizer):
