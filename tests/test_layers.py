@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -90,3 +91,8 @@ def test_imports_are_deferred_only_for_a_quick_start() -> None:
         if isinstance(node, (ast.Import, ast.ImportFrom)) and name not in LATE
     ]
     assert not deferred
+
+
+def test_the_picture_shows_every_room_in_order() -> None:
+    picture = (PACKAGE.parent / "docs" / "rooms.svg").read_text(encoding="utf-8")
+    assert re.findall(r'class="n"[^>]*>(\w+)<', picture) == " ".join(ROOMS).split()
