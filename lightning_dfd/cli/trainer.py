@@ -123,7 +123,10 @@ class DistillationTrainer(Trainer):
         content = _first_look(ckpt_path)
         data = datamodule or train_dataloaders
         if isinstance(data, VideoDataModule):
-            prepare_for_stream(self, model, data, self._options, int(content.get("global_step", 0)))
+            turns = (
+                (model.accumulate, model.dmd.student_update_freq) if isinstance(model, DistillationModule) else (1, 1)
+            )
+            prepare_for_stream(self, data, self._options, int(content.get("global_step", 0)), *turns)
         if content:
             continue_logs(self.loggers, content[OURS].get("logs", {}), content[OURS].get("runs", {}))
         try:

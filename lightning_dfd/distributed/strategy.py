@@ -19,6 +19,15 @@ PATIENCE = timedelta(minutes=30)
 
 
 @runtime_checkable
+class PartlySaved(Protocol):
+    """A module of which checkpoints hold a part."""
+
+    def owned_keys(self) -> set[str]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
 class ShardFiles(Protocol):
     """A checkpoint plugin that knows sharded checkpoints too, as DistillationTrainer's does."""
 
@@ -56,7 +65,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Of what is trained alone: a teacher that is dropped later would have been gathered for nothing."""
-        module: Any = self.lightning_module
+        module = self.lightning_module
+        assert isinstance(module, PartlySaved)
         owned = module.owned_keys()
         return self._to_save({name: value for name, value in module.state_dict().items() if name in owned})
 

@@ -6,13 +6,15 @@ what is kept for the backward pass follows from the network itself and not from 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import Optimizer
 
 from lightning_dfd.diffusion.draws import Draws
 from lightning_dfd.networks.roles import TRAINED
@@ -88,7 +90,7 @@ def rehearse(module: DistillationModule, size: VideoSize, batch_size: int, preci
 def _turn(
     module: DistillationModule,
     role: Role,
-    optimizer: Any,
+    optimizer: Optimizer,
     meter: Meter,
     size: VideoSize,
     batch_size: int,
@@ -116,7 +118,7 @@ def _turn(
     return Turn(meter.peak, gradients, flops)
 
 
-def _optimizers(module: DistillationModule, device: str) -> dict[Role, Any]:
+def _optimizers(module: DistillationModule, device: str) -> dict[Role, Optimizer]:
     """The recipe's; where they choose by device between one and many tensors at a time, as on `device`."""
     made: Any = module.configure_optimizers()
     for optimizer in made[0]:
@@ -126,7 +128,7 @@ def _optimizers(module: DistillationModule, device: str) -> dict[Role, Any]:
     return dict(zip(TRAINED, made[0], strict=True))
 
 
-def _fill_states(optimizer: Any, meter: Meter) -> int:
+def _fill_states(optimizer: Optimizer, meter: Meter) -> int:
     """Take a step, so that moments exist as they do from the second iteration on; returns their bytes."""
     before = meter.live
     for group in optimizer.param_groups:
@@ -137,7 +139,7 @@ def _fill_states(optimizer: Any, meter: Meter) -> int:
     return meter.live - before
 
 
-def _bytes(tensors: Any) -> int:
+def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_dfd.networks.roles import TRAINED
-from lightning_dfd.training.optimizers import BadGradients, Groups, as_list, clip_parts, plain, settings_of
+from lightning_dfd.training.optimizers import BadGradients, Groups, clip_parts, plain, settings_of
 from lightning_dfd.training.schedules import (
     Schedule,
     Watching,
@@ -133,10 +134,10 @@ class Optimization:
                 scheduler.step()
         return rates
 
-    def follow(self, values: Mapping[str, float], mean: Any) -> None:
+    def follow(self, values: Mapping[str, float], mean: Callable[[float], float]) -> None:
         """Show the schedules that watch a value, as ReduceLROnPlateau, what was logged just now.
 
-        `mean` is `float -> float`, the mean over all processes; all have to call it.
+        `mean` is over all processes, which all have to call it.
         """
         self._followed |= values.keys()
         for scheduler in self._watching:
@@ -200,13 +201,10 @@ def begin_training(optimizers: Sequence[Any]) -> None:
             optimizer.train()
 
 
-def mean_over(strategy: Any, device: torch.device) -> Any:
-    """`float -> float`: the mean over all processes."""
+def mean_over(strategy: Strategy, device: torch.device) -> Callable[[float], float]:
+    """The mean of a number over all processes."""
 
     def mean(value: float) -> float:
         return float(strategy.reduce(torch.tensor(value, dtype=torch.float64, device=device), reduce_op="mean"))
 
     return mean
-
-
-__all__ = ["Optimization", "Part", "as_list", "begin_training", "mean_over", "without_code"]

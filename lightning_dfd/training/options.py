@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from lightning import Trainer
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
@@ -125,7 +126,7 @@ def fitting_callbacks(options: Mapping[str, Any]) -> list[Callback]:
     return callbacks
 
 
-def check_plugins(trainer: Any) -> None:
+def check_plugins(trainer: Trainer) -> None:
     """Make DDP work whichever way it was chosen.
 
     Student and fake score take turns, so that in every iteration some parameters have no gradient.
@@ -153,15 +154,17 @@ def check_plugins(trainer: Any) -> None:
 
 
 def prepare_for_stream(
-    trainer: Any, module: Any, data: VideoDataModule, options: Mapping[str, Any], start: int
+    trainer: Trainer, data: VideoDataModule, options: Mapping[str, Any], start: int, accumulate: int = 1, cycle: int = 1
 ) -> None:
     """Set what Lightning counts in batches so that it counts iterations.
 
     Args:
-        trainer: about to fit a module of this package.
+        trainer: about to fit.
         data: what it is fitted on.
         options: with which the trainer was made.
         start: iteration at which it begins.
+        accumulate: batches per iteration.
+        cycle: iterations in which every role has a turn.
 
     Raises:
         ValueError: an option speaks of epochs, or nothing would end the run.
@@ -170,11 +173,11 @@ def prepare_for_stream(
     trainer.fit_loop.min_epochs = 0  # with min_steps Lightning would wait for the end of an epoch as well
     if not data.val_share:
         trainer.num_sanity_val_steps = 0
-    if trainer.fast_dev_run:  # as many iterations as were asked for, or a turn of every role
-        cycle = module.dmd.student_update_freq
-        iterations = cycle if trainer.fast_dev_run is True else int(trainer.fast_dev_run)
+    dev_run: bool | int = trainer.fast_dev_run  # type: ignore[attr-defined]
+    if dev_run:  # as many iterations as were asked for, or a turn of every role
+        iterations = cycle if dev_run is True else int(dev_run)
         trainer.fit_loop.epoch_loop.max_steps = start + iterations
-        trainer.limit_train_batches = iterations * module.accumulate
+        trainer.limit_train_batches = iterations * accumulate
         return
     endless = trainer.max_steps == -1 and options.get("max_time") is None
     if endless and options.get("max_epochs") is None:
@@ -185,13 +188,13 @@ def prepare_for_stream(
     if isinstance(interval, (int, float)):
         if interval < 1 or isinstance(interval, float):
             raise ValueError(f"trainer.val_check_interval is {interval}; {NO_EPOCHS}: give a number of iterations")
-        trainer.val_check_interval = interval * module.accumulate
+        trainer.val_check_interval = interval * accumulate
     elif Ranks.of(trainer).size > 1:
         raise ValueError(
             f"trainer.val_check_interval is {interval}; each process would go by its own clock: give iterations"
         )
     else:
-        trainer.val_check_interval = None  # Lightning forgets to set it where validation goes by the clock
+        trainer.val_check_interval = None  # type: ignore[assignment]  # Lightning forgets to set it where validation goes by the clock
 
 
 class NoAdverts(logging.Filter):
