@@ -123,9 +123,9 @@ class DistillationTrainer(Trainer):
         content = _first_look(ckpt_path)
         data = datamodule or train_dataloaders
         if isinstance(data, VideoDataModule):
-            turns = (
-                (model.accumulate, model.dmd.student_update_freq) if isinstance(model, DistillationModule) else (1, 1)
-            )
+            turns = (1, 1)  # batches per iteration, and iterations in which every role has a turn
+            if isinstance(model, DistillationModule):
+                turns = model.accumulate, model.dmd.student_update_freq
             prepare_for_stream(self, data, self._options, int(content.get("global_step", 0)), *turns)
         if content:
             continue_logs(self.loggers, content[OURS].get("logs", {}), content[OURS].get("runs", {}))

@@ -23,13 +23,15 @@ from lightning_dfd.distributed.ranks import Ranks
 from lightning_dfd.distributed.sharding import average_gradients
 from lightning_dfd.networks.blocks import tapped
 from lightning_dfd.networks.roles import Roles
-from lightning_dfd.objectives import guide, is_unguided
+from lightning_dfd.objectives import guide, is_unguided, paired_gap
 from lightning_dfd.objectives.terms import DMDSettings, Networks, Term
 from lightning_dfd.runs.checkpoints import OURS
 from lightning_dfd.training import checks, saved
 from lightning_dfd.training.assembly import build_roles, build_term_modules
 from lightning_dfd.training.settings import SamplingSettings, StudentSettings
 from lightning_dfd.types import Batch, Conditioning, Role
+
+TEACHER: Role = "teacher"
 
 
 class Denoisers(LightningModule):
@@ -132,6 +134,21 @@ class Denoisers(LightningModule):
         if self.negative.device != like.device:
             self.negative = self.negative.to(like.device)
         return self.negative
+
+    def denoising_errors(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """Mean |x0 - real| of student and teacher at the student's times, on noise that follows from `seed`."""
+        real, cond = self.encode(batch)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        eps = torch.randn(real.shape, generator=generator, device=real.device)
+        errors = {}
+        for name, role in {"student": self.best_student, "teacher": TEACHER}.items():
+            gaps = []
+            for step in self.sampling.steps:
+                t = real.new_full((len(real),), step, dtype=torch.float64)
+                noised = Rollout(self.schedule.add_noise(real, eps, t))
+                gaps.append(paired_gap(real, self.x0(role, noised, t, cond).latents))
+            errors[name] = torch.stack(gaps).mean()
+        return errors
 
     # ---- sampled -------------------------------------------------------------------------------------------------
 

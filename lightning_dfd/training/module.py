@@ -17,11 +17,9 @@ from torch import Tensor, nn
 
 from lightning_dfd.backbones import backbone_from_pretrained
 from lightning_dfd.diffusion.draws import Draws, hash_seed
-from lightning_dfd.diffusion.sampler import Rollout
 from lightning_dfd.files import expanded
 from lightning_dfd.networks.quantization import Quantization
 from lightning_dfd.networks.roles import TRAINED
-from lightning_dfd.objectives import paired_gap
 from lightning_dfd.objectives.terms import Step, StudentInput, Term, fake_loss, student_loss
 from lightning_dfd.runs.checkpoints import OURS, rewind
 from lightning_dfd.runs.loggers import guard
@@ -211,25 +209,16 @@ class DistillationModule(Denoisers):
     # ---- validation ----------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._denoising_errors(batch, batch_idx, "val")
+        self._log_errors(batch, batch_idx, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._denoising_errors(batch, batch_idx, "test")
+        self._log_errors(batch, batch_idx, "test")
 
-    def _denoising_errors(self, batch: Batch, batch_idx: int, stage: str) -> None:
-        """Mean |x0 - real| of student and teacher at the student's times, on held-out clips and fixed noise."""
-        real, cond = self.encode(batch)
-        generator = torch.Generator(self.device).manual_seed(hash_seed(self.seed, stage, batch_idx))
-        eps = torch.randn(real.shape, generator=generator, device=real.device)
-        roles: dict[str, Role] = {"student": self.best_student, "teacher": "teacher"}
-        for name, role in roles.items():
-            gaps = []
-            for step in self.sampling.steps:
-                t = real.new_full((len(real),), step, dtype=torch.float64)
-                noised = Rollout(self.schedule.add_noise(real, eps, t))
-                gaps.append(paired_gap(real, self.x0(role, noised, t, cond).latents))
-            mean, fits = torch.stack(gaps).mean(), self.trainer.state.fn == "fit"
-            self.log(f"{stage}/{name}_x0_error", mean, batch_size=len(real), sync_dist=True, logger=not fits)
+    def _log_errors(self, batch: Batch, batch_idx: int, stage: str) -> None:
+        fits = self.trainer.state.fn == "fit"
+        for name, error in self.denoising_errors(batch, hash_seed(self.seed, stage, batch_idx)).items():
+            size = len(batch.prompts)
+            self.log(f"{stage}/{name}_x0_error", error, batch_size=size, sync_dist=True, logger=not fits)
 
     def on_validation_end(self) -> None:
         """Within fit, log by iteration: Lightning's own logging counts batches."""
