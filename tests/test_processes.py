@@ -19,6 +19,7 @@ from benchmarks.kills import differences
 from lightning_dfd import DistillationModule
 from lightning_dfd.runs.checkpoints import OURS, STATE, CheckpointFiles, newest_whole, read_checkpoint
 from lightning_dfd.testing.tiny import TEXT_LENGTH
+from lightning_dfd.training.checks import check_sharding
 from lightning_dfd.training.settings import GANSettings, StudentSettings
 from tests.processes import as_two_ranks
 from tests.test_resume import content, full_disk
@@ -204,6 +205,5 @@ def test_sharding_refuses_what_it_cannot_spread(tiny: dict[str, Path]) -> None:
     module = DistillationModule(
         str(tiny["wan"]), student=StudentSettings(mode="full"), offload=True, max_sequence_length=TEXT_LENGTH
     )
-    module._device_mesh = {"data_parallel": None}  # type: ignore[assignment]
     with pytest.raises(ValueError, match=r"fsdp2 shards neither quantized weights nor .* model\.offload: false"):
-        module.configure_model()
+        check_sharding(module.student, module.backbone)
