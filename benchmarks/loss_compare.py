@@ -30,11 +30,13 @@ import yaml
 from diffusers.utils.logging import disable_progress_bar
 from tqdm import tqdm
 
+from lightning_dfd.data import write_video
 from lightning_dfd.testing.tiny import TINY, save_tiny
 from lightning_dfd.toy.dataset import write_world
 
 ROOT = Path(__file__).parent.parent
 TOY_ITERATIONS = 10  # two updates of the student
+LONG_CLIPS, LONGEST = 4, 32  # for families: frames enough for each
 SHARED = ("train/student_loss", "train/fake_loss", "train/student_grad_norm", "train/fake_grad_norm")
 TERMS: dict[str, dict[str, Any]] = {
     "dmd2": {},
@@ -80,6 +82,7 @@ def family_keys(name: str, inputs: Path) -> dict[str, Any]:
     tiny = TINY[name]
     size = {f"data.{side}": getattr(tiny.size, side) for side in ("frames", "height", "width")}
     teacher = {"model.teacher": inputs / name, "model.max_sequence_length": tiny.text_length}
+    teacher["data.folder"] = inputs / "long_clips"
     student = {"model.student.rank": 4, "model.data_forcing.probability": 0.5, "model.dmd.student_update_freq": 2}
     rates = {f"model.{role}_optimizer": '{"class_path": "torch.optim.AdamW"}' for role in ("student", "fake")}
     return {**teacher, **size, **student, **rates, "data.fps": 8, "data.batch_size": 1, "trainer.max_steps": 2}
@@ -88,6 +91,7 @@ def family_keys(name: str, inputs: Path) -> dict[str, Any]:
 def prepare(inputs: Path) -> None:
     """What both revisions are given: clips, teachers, and a recipe that keeps every value and the last weights."""
     write_world(inputs / "clips", clips=16, seed=0)
+    write_long_clips(inputs / "long_clips")
     for name in tqdm(TINY, desc="tiny teachers"):
         if not (inputs / name).exists():
             save_tiny(name, inputs / name)
@@ -107,6 +111,16 @@ def prepare(inputs: Path) -> None:
         "data": {"folder": str(inputs / "clips"), "cache": None, "batch_size": 4},
     }  # fmt: skip
     (inputs / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+
+
+def write_long_clips(folder: Path) -> None:
+    """Clips of coarse noise, with captions."""
+    folder.mkdir(exist_ok=True)
+    generator = torch.Generator().manual_seed(0)
+    for number in range(LONG_CLIPS):
+        coarse = torch.randint(256, (LONGEST, 4, 6, 3), generator=generator, dtype=torch.uint8)
+        write_video(folder / f"{number}.mp4", coarse.repeat_interleave(16, 1).repeat_interleave(16, 2), 8.0)
+        (folder / f"{number}.txt").write_text(f"noise {number}", encoding="utf-8")
 
 
 def train(run: Run, inputs: Path, tree: Path, root: Path, renamed: Mapping[str, str]) -> None:
