@@ -172,7 +172,7 @@ def pipeline_output(case: Case, steps: int, guidance: float, output_type: str) -
     Prompt by prompt: no sample may depend on what else is in its batch, though some pipelines pad to the longest.
     """
     backbone, texts = case.teacher, list(_prompts(case))
-    pipe = backbone.load_pipeline()
+    pipe = backbone.loader.pipeline()
     pipe.set_progress_bar_config(disable=True)
     backbone.prepare(pipe, guidance)
     call = call_arguments(backbone, type(pipe), case.size, steps, guidance)

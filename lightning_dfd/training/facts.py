@@ -36,7 +36,7 @@ def recipe_facts(module: Any) -> dict[str, dict[str, Any]]:
         "number of processes": trainer.world_size,
         "model.accumulate": module.accumulate,
         "model.dtype": dtype,
-        "model.quantization": str(module.backbone.quantization),
+        "model.quantization": str(module.backbone.loader.quantization),
         "model.compile": module.compiled,
     }
     if data is not None:

@@ -159,10 +159,10 @@ class DistillationModule(LightningModule):
         teacher = expanded(teacher, "model.teacher")
         init_from = init_from and expanded(init_from, "model.init_from")
         self.backbone = backbone_from_pretrained(teacher, getattr(torch, dtype), max_sequence_length, backbone)
-        self.backbone.quantization, self.backbone.offload = quantization, offload
-        self.backbone.vae_tiling = vae_tiling
+        loader = self.backbone.loader
+        loader.quantization, loader.offload, loader.vae_tiling = quantization, offload, vae_tiling
         if student.mode == "lora" and student.targets is not None:
-            check_targets(self.backbone.blank_transformer(), student.targets)
+            check_targets(self.backbone.meta_transformer(), student.targets)
         self.compiled = compile
         self.student, self.sampling, self.dmd = student, sampling, dmd
         self.data_forcing = data_forcing
@@ -361,7 +361,7 @@ class DistillationModule(LightningModule):
         ]  # fmt: skip
 
     def on_fit_start(self) -> None:
-        if self.backbone.offload:
+        if self.backbone.loader.offload:
             self.network.offload_teacher(self.device)
 
     def on_train_start(self) -> None:
@@ -542,7 +542,8 @@ class DistillationModule(LightningModule):
             if sizes > 1 and self.backbone.takes_image:
                 raise ValueError("data.buckets trains no image-to-video teachers; set data.buckets: null")
             adapters, image = self.student.mode == "lora", self.backbone.takes_image
-            self.check_terms(TermRecipe(self.student_input, adapters, self.backbone.offload, cached, image, sizes))
+            offload = self.backbone.loader.offload
+            self.check_terms(TermRecipe(self.student_input, adapters, offload, cached, image, sizes))
             try:
                 self.backbone.few_step_scheduler(self.sampling.steps, self.sampling.kind)
             except ValueError as error:
@@ -557,7 +558,7 @@ class DistillationModule(LightningModule):
         if start is not None:
             self.open_checkpoint(start, "model.init_from")  # refused before the teacher is loaded
         mesh = self.device_mesh
-        self.build_roles(self.backbone.load_transformer(), blank=mesh is not None)
+        self.build_roles(self.backbone.load_transformer(), meta=mesh is not None)
         if self.compiled:
             self.network.compile_blocks()
         if mesh is not None:
@@ -571,7 +572,8 @@ class DistillationModule(LightningModule):
             term.check(recipe)
 
     def _shard(self, mesh: DeviceMesh) -> None:
-        if self.backbone.quantization is not None or (self.backbone.offload and self.student.mode == "full"):
+        loader = self.backbone.loader
+        if loader.quantization is not None or (loader.offload and self.student.mode == "full"):
             raise ValueError(
                 "trainer.strategy fsdp2 shards neither quantized weights nor a teacher that waits on the CPU; set "
                 "model.quantization: null and model.offload: false, or take trainer.strategy: auto"
@@ -579,12 +581,12 @@ class DistillationModule(LightningModule):
         self.network.shard(mesh)
         average_gradients(self.term_modules)  # small, so every process keeps them
 
-    def build_roles(self, transformer: nn.Module, blank: bool = False) -> None:
-        """Roles on the teacher's network, and what terms train; `blank` copies get values when they are sharded."""
+    def build_roles(self, transformer: nn.Module, meta: bool = False) -> None:
+        """Roles on the teacher's network, and what terms train; `meta` copies get values when they are sharded."""
         student = self.student
         options = {"ema": student.ema_decay is not None, "checkpointing": student.gradient_checkpointing}
         if student.mode == "full":
-            self.roles = FullRoles(transformer, **options, blank=blank)
+            self.roles = FullRoles(transformer, **options, meta=meta)
         else:
             targets = student.targets or self.backbone.targets_in(transformer)
             alpha = student.alpha or student.rank
@@ -597,7 +599,7 @@ class DistillationModule(LightningModule):
 
     def encode(self, batch: Batch) -> tuple[Tensor, Conditioning]:
         """Latents [B, ...] float32 and conditioning of a batch, from the cache or by the pipeline's encoders."""
-        self.backbone.to(self.device)
+        self.backbone.loader.to(self.device)
         if batch.latents is not None and batch.cond is not None:
             return batch.latents.float(), batch.cond
         if batch.video is None:
