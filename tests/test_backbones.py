@@ -47,6 +47,16 @@ def test_missing_and_unknown_teachers_are_named(tmp_path, tiny: dict) -> None:
         backbone_from_pretrained(str(tmp_path))
 
 
+def test_the_old_path_of_a_family_names_the_new_one(tiny: dict[str, Path]) -> None:
+    new = r"which moved; set model\.backbone: lightning_dfd\.backbones\.families\.wan\.WanImageBackbone$"
+    with pytest.raises(ValueError, match=new):
+        backbone_from_pretrained(str(tiny["wan"]), backbone="lightning_dfd.backbones.wan.WanImageBackbone")
+    with pytest.raises(ValueError, match="cannot be imported"):
+        backbone_from_pretrained(str(tiny["wan"]), backbone="lightning_dfd.backbones.nothing.Backbone")
+    with pytest.raises(ValueError, match="cannot be imported"):
+        backbone_from_pretrained(str(tiny["wan"]), backbone="lightning_dfd.backbones.stages.Nothing")
+
+
 @pytest.mark.parametrize(
     ("family", "scheduler"), [("skyreels", UniPCMultistepScheduler), ("sanavideo", DPMSolverMultistepScheduler)]
 )

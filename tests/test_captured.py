@@ -29,8 +29,8 @@ from lightning_dfd.diffusion.noise import Time, shifted_steps
 from lightning_dfd.diffusion.sampler import sample
 from lightning_dfd.export import ExportFormat, export_student
 from lightning_dfd.objectives import guide
-from lightning_dfd.testing.checks import stir
 from lightning_dfd.testing.tiny import TEXT_LENGTH
+from lightning_dfd.testing.trained import stir
 from lightning_dfd.training.settings import DataForcingSettings, DMDSettings, SamplingSettings, StudentSettings
 from lightning_dfd.types import Batch, VideoSize
 from tests.pipelines import CAPTURED, REFUSED, save

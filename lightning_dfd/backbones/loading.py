@@ -23,7 +23,6 @@ from lightning_dfd.backbones.location import Location, locate, weights_of
 UNREADABLE = (
     OSError,
     ImportError,
-    AttributeError,
     ValueError,
     KeyError,
     TypeError,
@@ -58,11 +57,15 @@ def load_pipeline(source: str | Location, dtype: torch.dtype, name: str | None =
 def load_part(location: Location, part: str, kind: tuple[str, str], dtype: torch.dtype, **options: Any) -> nn.Module:
     """One component of a pipeline by itself; `kind` is its library and class, as `parts_of` gives them."""
     library, name = kind
+    try:
+        network_class = getattr(importlib.import_module(library), name)
+    except (ImportError, AttributeError) as error:
+        raise teacher_not_found(f"{location}, {part}", error) from error
     weights = weights_of(location, part, dtype)
     if weights is not None and weights.variant is not None:
         options["variant"] = weights.variant
     try:
-        network: nn.Module = getattr(importlib.import_module(library), name).from_pretrained(
+        network: nn.Module = network_class.from_pretrained(
             location.repo, subfolder=part, revision=location.revision, dtype=dtype, **options
         )
     except torch.OutOfMemoryError:
