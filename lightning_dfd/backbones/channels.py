@@ -36,7 +36,7 @@ class Scaled(Backbone):
     """Latents [B, C, f, h, w], multiplied by the VAE's `scaling_factor`."""
 
     def normalise(self, latents: Tensor) -> Tensor:
-        return latents * self.configs.vae["scaling_factor"]
+        return latents * float(self.configs.vae["scaling_factor"])
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        return latents / self.configs.vae["scaling_factor"]
+        return latents / float(self.configs.vae["scaling_factor"])

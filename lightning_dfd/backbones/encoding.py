@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.utils import is_bs4_available, is_ftfy_available
+from diffusers.utils.import_utils import is_bs4_available, is_ftfy_available
 from torch import Tensor
 
 from lightning_dfd.backbones.family import TEXT_WIDTHS, Family

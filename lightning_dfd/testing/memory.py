@@ -80,16 +80,16 @@ class _Method(str, Enum):
     ROUNDING = "rounding"
 
 
-class _Config(QuantizationConfigMixin):  # type: ignore[misc]
+class _Config(QuantizationConfigMixin):
     def __init__(self) -> None:
-        self.quant_method = _Method.ROUNDING
+        self.quant_method: Any = _Method.ROUNDING
 
     def to_diff_dict(self) -> dict[str, Any]:  # diffusers writes it into the network's config
         settings: dict[str, Any] = self.to_dict()
         return settings
 
 
-class _Quantizer(DiffusersQuantizer):  # type: ignore[misc]
+class _Quantizer(DiffusersQuantizer):
     is_serializable, is_trainable = False, True
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:

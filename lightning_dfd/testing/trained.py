@@ -151,10 +151,10 @@ def _check_training(case: Case, folder: Path, mode: str) -> float | None:
         module = case.module(mode, **options)
         x_t, t, cond = case.inputs()
         with torch.no_grad():
-            before = {role: module.x0(role, x_t, t, cond) for role in ("teacher", "student", "fake")}  # type: ignore[arg-type]
+            before = {role: module.x0(role, x_t, t, cond) for role in ("teacher", "student", "fake")}
         trainer = _fit(case, module, folder, 2)
         with torch.no_grad():
-            after = {role: module.x0(role, x_t, t, cond) for role in ("teacher", "student", "fake")}  # type: ignore[arg-type]
+            after = {role: module.x0(role, x_t, t, cond) for role in ("teacher", "student", "fake")}
         require(torch.equal(after["teacher"], before["teacher"]), "training changed the teacher")
         for role in ("student", "fake"):
             require(gap(after[role], before[role]) > 0, f"two iterations left the {role} as it was")

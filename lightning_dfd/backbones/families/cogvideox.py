@@ -55,10 +55,10 @@ class CogVideoXBackbone(Backbone):
         return frames, self.latent_channels(), size.height // spatial, size.width // spatial
 
     def normalise(self, latents: Tensor) -> Tensor:
-        return latents.transpose(1, 2) * self.configs.vae["scaling_factor"]
+        return latents.transpose(1, 2) * float(self.configs.vae["scaling_factor"])
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        return latents.transpose(1, 2) / self.configs.vae["scaling_factor"]
+        return latents.transpose(1, 2) / float(self.configs.vae["scaling_factor"])
 
     def decode(self, latents: Tensor) -> Tensor:
         """Of an even number of latent frames the VAE makes four frames of the first as well, not one: the last of them

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers.utils import is_torchvision_available
+from diffusers.utils.import_utils import is_torchvision_available
 from torch import Tensor
 
 from lightning_dfd.backbones.channels import PerChannel

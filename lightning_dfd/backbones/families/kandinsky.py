@@ -57,10 +57,10 @@ class Kandinsky5Backbone(Backbone):
         return frames, size.height // spatial, size.width // spatial, self.latent_channels()
 
     def normalise(self, latents: Tensor) -> Tensor:
-        return latents.permute(0, 2, 3, 4, 1) * self.configs.vae["scaling_factor"]
+        return latents.permute(0, 2, 3, 4, 1) * float(self.configs.vae["scaling_factor"])
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        return latents.permute(0, 4, 1, 2, 3) / self.configs.vae["scaling_factor"]
+        return latents.permute(0, 4, 1, 2, 3) / float(self.configs.vae["scaling_factor"])
 
     def pipeline_latents(self, latents: Tensor, cond: Conditioning) -> Tensor:
         """The network's input, in memory of its own: the pipeline writes into what it is given."""

@@ -50,7 +50,8 @@ class LTXBackbone(PerChannel):
         return latents.flatten(2).transpose(1, 2)
 
     def unpack(self, packed: Tensor, shape: Sequence[int]) -> Tensor:
-        return packed.transpose(1, 2).unflatten(2, tuple(shape[1:]))
+        latents: Tensor = packed.transpose(1, 2).unflatten(2, tuple(shape[1:]))
+        return latents
 
     def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[SolverStep, ...]:
         """Shifted by the number of tokens, and stretched, as the pipeline's own call does."""

@@ -48,7 +48,7 @@ def wan(
 ) -> DiffusionPipeline:
     """Wan 2.1 text-to-video with Euler's scheduler at shift 5; or another pipeline of the kind, with `more` parts."""
     tokenizer = text_tokenizer()
-    return pipeline(
+    built: DiffusionPipeline = pipeline(
         **more,
         tokenizer=tokenizer,
         text_encoder=text_encoder(UMT5Config, UMT5EncoderModel, len(tokenizer)),
@@ -56,6 +56,7 @@ def wan(
         transformer=wan_transformer(network, **transformer),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
     )
+    return built
 
 
 def wan_transformer(network: Any = WanTransformer3DModel, **config: Any) -> Any:
