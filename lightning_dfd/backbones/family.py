@@ -20,15 +20,7 @@ FEATURES = ("d_model", "hidden_size")  # of a token, in the config of a text or 
 
 
 class Family(ABC):
-    """A teacher's names, lengths, channels and sizes.
-
-    Args:
-        source: folder of a whole diffusers pipeline, or hub id, with `@revision` (branch, tag or commit) or without.
-        dtype: precision in which the frozen weights are loaded.
-        max_sequence_length: text tokens per prompt; None for what the pipeline's call uses by itself.
-
-    Attributes:
-        configs: of the pipeline's parts.
+    """A teacher's names, lengths, channels and sizes; its arguments are those of `Backbone`.
 
     Raises:
         ValueError: the network does not take so many text tokens.
