@@ -111,7 +111,7 @@ class Latents(IterableDataset[Batch]):
         backbone, count = self.module.backbone, self.case.batch_size
         for _ in itertools.count():
             latents = torch.randn(count, *backbone.latent_shape(self.case.size))
-            cond = backbone.blank_prompts(count) | backbone.blank_images(count, self.case.size)
+            cond = backbone.dummy_prompts(count) | backbone.dummy_images(count, self.case.size)
             yield Batch(("",) * count, latents=latents, cond=cond)
 
 
@@ -139,7 +139,7 @@ class AllocatorPeak(Callback):
 def train(case: Case, teacher: str | Path, *callbacks: Callback) -> None:
     """Four iterations, two of either role."""
     module = make_module(case, teacher)
-    module.negative = module.backbone.blank_prompts(1)
+    module.negative = module.backbone.dummy_prompts(1)
     trainer = DistillationTrainer(
         max_steps=2 * WARM_UP,
         accelerator="cpu",

@@ -88,7 +88,7 @@ def export_student(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as partial:
         folder = Path(partial) / "export"
-        pipe = module.backbone.load_pipeline()
+        pipe = module.backbone.loader.pipeline()
         if format == "lora":
             _save_lora(module, pipe, folder)
             scheduler.save_pretrained(folder / "scheduler")
@@ -212,7 +212,7 @@ def _small(backbone: Backbone, size: VideoSize, device: torch.device) -> VideoSi
     temporal, spatial = backbone.compression()
     side = 8 * spatial
     small = VideoSize(min(size.frames, 2 * temporal + 1), min(size.height, side), min(size.width, side))
-    return backbone.nearest_size(small)
+    return backbone.sizes().nearest(small)
 
 
 def _compare(
@@ -221,7 +221,7 @@ def _compare(
     """Sample with our sampler and with the reloaded export, from the same noise."""
     backbone, device = module.backbone, module.device
     size = _small(backbone, size, device)
-    backbone.to(device)
+    backbone.loader.to(device)
     noise = torch.randn(1, *backbone.latent_shape(size), generator=torch.Generator().manual_seed(SEED))
     noise = noise.to(device, backbone.dtype)  # some pipelines take given latents only in their own precision
     image = example_image(size)
@@ -253,7 +253,7 @@ def _reload(backbone: Backbone, folder: Path, format: ExportFormat) -> Any:
     if format == "pipeline":
         pipe = DiffusionPipeline.from_pretrained(folder, dtype=backbone.dtype)
     else:
-        pipe = backbone.load_pipeline()
+        pipe = backbone.loader.pipeline()
         _load_lora(pipe, folder, backbone)
         pipe.scheduler = _scheduler_class(folder).from_pretrained(folder, subfolder="scheduler")
     backbone.prepare(pipe)
@@ -315,7 +315,7 @@ def _loading_code(module: DistillationModule, report: ExportReport) -> tuple[str
     else:
         scheduler = type(backbone.few_step_scheduler(module.sampling.steps, module.sampling.kind)).__name__
         imports[0] += f", {scheduler}"
-        at = backbone.location
+        at = backbone.configs.location
         revision = "" if at.revision is None else f', revision="{at.revision}"'
         load = [f'pipe = {kind}.from_pretrained("{at.repo}"{revision}, dtype={dtype})']
         if hasattr(_pipeline_class(backbone), "load_lora_weights"):
@@ -347,7 +347,7 @@ def model_card(
     imports, load = _loading_code(module, report)
     kind, loader = ("image", ", load_image") if backbone.takes_image else ("text", "")
     rows = {
-        "Teacher": backbone.location.folder.name if backbone.location.folder else backbone.source,
+        "Teacher": backbone.configs.location.folder.name if backbone.configs.location.folder else backbone.source,
         "Pipeline": pipeline.__name__,
         "Network calls": f"{report.network_calls}, without guidance",
         "Times": ", ".join(f"{t:.4g}" for t in module.sampling.steps),
@@ -360,14 +360,14 @@ def model_card(
         **facts,
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    base_model = "" if backbone.location.folder else f"base_model: {backbone.location.repo}\n"
+    base_model = "" if backbone.configs.location.folder else f"base_model: {backbone.configs.location.repo}\n"
     return f"""---
 library_name: diffusers
 pipeline_tag: {kind}-to-video
 {base_model}tags: [few-step, distillation, lightning-dfd]
 ---
 
-# A {report.network_calls}-step student of {Path(backbone.location.repo).name}
+# A {report.network_calls}-step student of {Path(backbone.configs.location.repo).name}
 
 ```python
 import torch

@@ -26,7 +26,7 @@ def test_latent_layout_round_trip(backbone: Backbone, size: VideoSize) -> None:
 
 def test_transformer_is_loaded_without_the_encoders(backbone: Backbone) -> None:
     backbone.load_transformer()
-    assert not {"encoders", "vae"} & set(vars(backbone))
+    assert not backbone.loader.loaded
 
 
 def test_sizes_that_do_not_divide_are_refused(backbone: Backbone, size: VideoSize) -> None:
@@ -45,6 +45,16 @@ def test_missing_and_unknown_teachers_are_named(tmp_path, tiny: dict) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "SomePipeline"}')
     with pytest.raises(ValueError, match=r"SomePipeline.*CogVideoXPipeline"):
         backbone_from_pretrained(str(tmp_path))
+
+
+def test_the_old_path_of_a_family_names_the_new_one(tiny: dict[str, Path]) -> None:
+    new = r"which moved; set model\.backbone: lightning_dfd\.backbones\.families\.wan\.WanImageBackbone$"
+    with pytest.raises(ValueError, match=new):
+        backbone_from_pretrained(str(tiny["wan"]), backbone="lightning_dfd.backbones.wan.WanImageBackbone")
+    with pytest.raises(ValueError, match="cannot be imported"):
+        backbone_from_pretrained(str(tiny["wan"]), backbone="lightning_dfd.backbones.nothing.Backbone")
+    with pytest.raises(ValueError, match="cannot be imported"):
+        backbone_from_pretrained(str(tiny["wan"]), backbone="lightning_dfd.backbones.stages.Nothing")
 
 
 @pytest.mark.parametrize(
@@ -74,23 +84,22 @@ def test_times_of_the_schedulers_that_families_are_published_with(
 
 def test_pipelines_of_a_family_that_differ_are_refused(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     sana = backbone_from_pretrained(str(tiny["sanavideo"]))
-    monkeypatch.setattr(sana, "vae_config", {"_class_name": "AutoencoderDC"})
+    monkeypatch.setattr(sana.configs, "vae", {"_class_name": "AutoencoderDC"})
     with pytest.raises(ValueError, match="has a AutoencoderDC; of SANA-Video only pipelines with AutoencoderKLWan"):
         sana.check_size(TINY["sanavideo"].size)
     kandinsky = backbone_from_pretrained(str(tiny["kandinsky"]))
-    monkeypatch.setattr(kandinsky, "transformer_config", {**kandinsky.transformer_config, "attention_type": "nabla"})
+    monkeypatch.setattr(kandinsky.configs, "transformer", {**kandinsky.configs.transformer, "attention_type": "nabla"})
     with pytest.raises(ValueError, match="attention_type 'nabla'; only 'regular' is supported"):
         kandinsky.check_teacher()
 
 
 def test_allegros_sizes_are_those_that_whole_tiles_cover(tiny: dict) -> None:
     backbone = backbone_from_pretrained(str(tiny["allegro"]))
-    published = {**backbone.vae_config, "sample_size": 320}
-    backbone.__dict__["vae_config"] = published
+    vars(backbone.configs)["vae"] = {**backbone.configs.vae, "sample_size": 320}
     backbone.check_size(VideoSize(88, 720, 1280))
     with pytest.raises(ValueError, match=r"frames can be 24, 40, 56, 72, .*nearest is 88 frames of 720x800"):
         backbone.check_size(VideoSize(81, 600, 832))
-    vae = backbone.vae
+    vae = backbone.loader.vae
     covered = torch.zeros(1, 3, 24, 128, 176).index_fill(-1, torch.tensor(175), 1.0)
     with torch.no_grad():  # what the last of two tiles sees reaches the latents; a side between two tiles is left out
         moved = vae.encode(covered).latent_dist.mode() - vae.encode(torch.zeros_like(covered)).latent_dist.mode()
@@ -105,7 +114,7 @@ def test_what_a_pipeline_fixes_is_refused_otherwise(tiny: dict) -> None:
     image = backbone_from_pretrained(str(tiny["hunyuan15_i2v"]))
     with pytest.raises(ValueError, match="nearest is 9 frames of 32x48"):
         image.check_size(VideoSize(9, 64, 96))
-    image.__dict__["transformer_config"] = {**image.transformer_config, "use_meanflow": True}
+    vars(image.configs)["transformer"] = {**image.configs.transformer, "use_meanflow": True}
     with pytest.raises(ValueError, match="take the teacher that it was made from"):
         image.check_teacher()
 

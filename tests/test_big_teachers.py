@@ -155,12 +155,12 @@ def test_offloaded_encoders_give_the_same(backbone: Backbone, size: VideoSize) -
     latents, cond = backbone.encode_videos(video), backbone.encode_prompts(["a cat"])
     decoded = backbone.decode_latents(latents)
     waiting = backbone_from_pretrained(backbone.source, max_sequence_length=TEXT_LENGTH)
-    waiting.offload = True
+    waiting.loader.offload = True
     assert torch.equal(waiting.encode_videos(video), latents)
     for name, tensor in waiting.encode_prompts(["a cat"]).tensors.items():
         assert torch.equal(tensor, cond[name]), name
     assert torch.equal(waiting.decode_latents(latents), decoded)
-    assert any(hasattr(part, "_diffusers_hook") for part in waiting.vae.modules())
+    assert any(hasattr(part, "_diffusers_hook") for part in waiting.loader.vae.modules())
 
 
 def test_an_offloaded_teacher_gives_the_same(backbone: Backbone) -> None:

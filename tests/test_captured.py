@@ -13,9 +13,10 @@ from diffusers import ClassifierFreeGuidance, DiffusionPipeline, FlowMatchEulerD
 from torch import Tensor
 
 from lightning_dfd import DistillationModule
-from lightning_dfd.backbones import Backbone, CapturedBackbone, backbone_from_pretrained, captured
+from lightning_dfd.backbones import Backbone, CapturedBackbone, backbone_from_pretrained
+from lightning_dfd.backbones.captured import runs
 from lightning_dfd.backbones.captured.inference import (
-    CHECKS,
+    CAPTURE_CHECKS,
     CaptureRefused,
     Failed,
     find_layout,
@@ -28,8 +29,8 @@ from lightning_dfd.diffusion.noise import Time, shifted_steps
 from lightning_dfd.diffusion.sampler import Rollout, sample, stateless
 from lightning_dfd.export import ExportFormat, export_student
 from lightning_dfd.objectives import guide
-from lightning_dfd.testing.checks import stir
 from lightning_dfd.testing.tiny import TEXT_LENGTH
+from lightning_dfd.testing.trained import stir
 from lightning_dfd.training.settings import DataForcingSettings, DMDSettings, SamplingSettings, StudentSettings
 from lightning_dfd.types import Batch, VideoSize
 from tests.pipelines import CAPTURED, REFUSED, save
@@ -87,7 +88,7 @@ def test_captured_pipelines_are_replayed_at_other_sizes_and_steps(unlisted: dict
     assert (ours[0] - ours[1]).abs().mean() > 0.01  # prompts and noise matter
     frames = (backbone.decode_latents(ours).transpose(1, 2) + 1) / 2
     torch.testing.assert_close(frames, torch.cat(pixels), rtol=0, atol=1e-4)
-    raw = backbone.vae.encode(frames.transpose(1, 2) * 2 - 1).latent_dist.mode()
+    raw = backbone.loader.vae.encode(frames.transpose(1, 2) * 2 - 1).latent_dist.mode()
     latents = backbone.encode_videos(frames.transpose(1, 2) * 2 - 1)
     torch.testing.assert_close(backbone.denormalise(latents), raw, rtol=1e-5, atol=1e-5)
     if name != "vace":  # whose own solver spaces them otherwise
@@ -137,7 +138,7 @@ def test_agrees_with_the_backbones_of_listed_pipelines(tiny: dict[str, Path], na
 
 def test_a_process_proves_a_teacher_once(unlisted: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     capture(unlisted["vace"], "vace").compression()
-    monkeypatch.setattr(captured, "record", lambda *_, **__: pytest.fail("the pipeline ran again"))
+    monkeypatch.setattr(runs, "record", lambda *_, **__: pytest.fail("the pipeline ran again"))
     assert capture(unlisted["vace"], "vace").compression() == (4, 8)
 
 
@@ -320,9 +321,9 @@ def test_text_length_is_refused_where_there_is_none(unlisted: dict[str, Path]) -
 
 def test_it_cannot_be_planned(unlisted: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="lightning plan"):
-        capture(unlisted["vace"], "vace").blank_prompts(1)
+        capture(unlisted["vace"], "vace").dummy_prompts(1)
 
 
 def test_every_check_is_documented() -> None:
     page = Path("docs/new_backbone.md").read_text(encoding="utf-8")
-    assert all(f"| `{check}` |" in page for check in CHECKS)
+    assert all(f"| `{check}` |" in page for check in CAPTURE_CHECKS)

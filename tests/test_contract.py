@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch import Tensor, nn
 
 from lightning_dfd.backbones.families.cogvideox import CogVideoXBackbone
 from lightning_dfd.backbones.families.hunyuan15 import HunyuanVideo15Backbone
 from lightning_dfd.backbones.families.kandinsky import Kandinsky5Backbone, Kandinsky5ImageBackbone
 from lightning_dfd.backbones.families.latte import LatteBackbone
 from lightning_dfd.backbones.families.sana_video import SanaVideoBackbone
-from lightning_dfd.backbones.families.wan import WanBackbone, WanImageBackbone
+from lightning_dfd.backbones.families.wan import WanBackbone, WanImageBackbone, WanStagedBackbone
+from lightning_dfd.backbones.loader import Loader
 from lightning_dfd.diffusion.noise import shift_time
 from lightning_dfd.diffusion.solvers import Level, SolverStep
 from lightning_dfd.testing import CHECKS, Case, check_backbone, run_check
@@ -128,6 +131,44 @@ class WrongShape(WanBackbone):
         return channels, frames, width, height
 
 
+class OwnNetwork(WanBackbone):
+    """Loads its network as Cosmos once did: past the shared loading."""
+
+    def load_transformer(self) -> nn.Module:
+        folder = self.configs.location.folder
+        return WanTransformer3DModel.from_pretrained(folder, subfolder="transformer").eval().requires_grad_(False)
+
+
+class QuantisesOne(WanStagedBackbone):
+    def load_transformer(self) -> nn.Module:
+        first, self.loader.quantization = self.loader.network("transformer"), None
+        return self.assemble(first, self.loader.network("transformer_2"))
+
+
+class OwnVAE(Loader):
+    @cached_property
+    def vae(self) -> Any:
+        return AutoencoderKLWan.from_pretrained(self.stock.configs.location.folder, subfolder="vae").eval()
+
+
+class LoadsItsVAE(WanBackbone):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.loader = OwnVAE(self)
+
+
+class OwnEncoders(Loader):
+    @cached_property
+    def encoders(self) -> Any:
+        return self.pipeline(vae=self.vae, transformer=None)
+
+
+class LoadsItsEncoders(WanBackbone):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.loader = OwnEncoders(self)
+
+
 @pytest.mark.parametrize(
     ("mistake", "family", "checks"),
     [
@@ -147,6 +188,10 @@ class WrongShape(WanBackbone):
         (OtherGuider, "hunyuan15", ["x0"]),
         (OtherScheduler, "wan", ["export_pipeline", "export_full"]),
         (WrongShape, "wan", ["layout"]),
+        (OwnNetwork, "wan", ["quantization"]),
+        (QuantisesOne, "wan22", ["quantization"]),
+        (LoadsItsVAE, "wan", ["offload"]),
+        (LoadsItsEncoders, "wan", ["offload"]),
     ],
 )
 def test_contract_notices(
@@ -171,8 +216,14 @@ def test_the_whole_contract_in_one_line(cases: dict[str, Case], tmp_path: Path) 
     found = check_backbone(cases["wan"], tmp_path)
     assert found.keys() == CHECKS.keys()
     with pytest.raises(AssertionError, match="was not refused"):
-        run_check("layout", replace(cases["wan"], refuses=("layout",)), tmp_path)
+        run_check("layout", replace(cases["wan"], refuses={"layout": "no way"}), tmp_path)
     assert all(error is None or error < 0.05 for error in found.values())
+
+
+def test_a_refusal_has_to_be_the_expected_one(cases: dict[str, Case], tmp_path: Path) -> None:
+    other = replace(cases["wan22"], refuses={"gan": "something else"})
+    with pytest.raises(AssertionError, match=r"has to be refused with 'something else', and it says: StagedNetwork"):
+        run_check("gan", other, tmp_path)
 
 
 def test_failing_checks_are_named_with_what_they_are_for(cases: dict[str, Case], tmp_path: Path) -> None:

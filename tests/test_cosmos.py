@@ -13,7 +13,8 @@ from diffusers.models.transformers import transformer_cosmos
 from diffusers.pipelines.cosmos import pipeline_cosmos2_5_predict as pipeline_module
 from torch import Tensor, nn
 
-from lightning_dfd.backbones import Backbone, Cosmos25ImageBackbone, backbone_from_pretrained, cosmos
+from lightning_dfd.backbones import Backbone, Cosmos25ImageBackbone, backbone_from_pretrained
+from lightning_dfd.backbones.families import cosmos
 from lightning_dfd.diffusion.sampler import Rollout, sample, stateless
 from lightning_dfd.objectives import guide
 from lightning_dfd.testing.tiny import TEXT_LENGTH
@@ -110,16 +111,15 @@ def test_network_with_padding_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """As published. torchvision, which the network wants for one call alone, is not installed for the tests."""
     torch.manual_seed(0)
     tiny_cosmos(padding_mask=True).save_pretrained(tmp_path)
-    backbone = make(tmp_path)
     monkeypatch.setattr(cosmos, "is_torchvision_available", lambda: False)
     with pytest.raises(ImportError, match="pip install torchvision"):
-        backbone.load_transformer()
+        make(tmp_path)
     stand_in = SimpleNamespace(
         functional=SimpleNamespace(resize=nearest), InterpolationMode=SimpleNamespace(NEAREST="nearest")
     )
     monkeypatch.setattr(cosmos, "is_torchvision_available", lambda: True)
     monkeypatch.setattr(transformer_cosmos, "transforms", stand_in, raising=False)
-    assert replay_error(backbone, 4) < 1e-4
+    assert replay_error(make(tmp_path), 4) < 1e-4
 
 
 def test_training_asks_no_safety_checker_and_pipelines_keep_theirs(
@@ -139,7 +139,7 @@ def test_training_asks_no_safety_checker_and_pipelines_keep_theirs(
     cond = backbone.encode_prompts(["a cat"])
     assert cond["prompt_embeds"].shape == (1, TEXT_LENGTH, 32)
     with pytest.raises(AttributeError):  # a pipeline that only encodes makes no video
-        backbone.encoders(prompt="a cat", num_frames=SIZE.frames, height=SIZE.height, width=SIZE.width)
+        backbone.loader.encoders(prompt="a cat", num_frames=SIZE.frames, height=SIZE.height, width=SIZE.width)
 
 
 def test_image_to_world_replays_its_pipeline(tiny: dict[str, Path]) -> None:

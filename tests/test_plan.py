@@ -15,12 +15,12 @@ import torch
 
 from benchmarks.plan import Case, allocator_peak, make_module, planned_peak
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
-from lightning_dfd.backbones.blank import blank_network
+from lightning_dfd.backbones.meta import meta_network
 from lightning_dfd.cli import main as cli
 from lightning_dfd.networks.quantization import Quantization
 from lightning_dfd.plan import Advice, Estimate, Meter, Setup, advise, as_json, as_text, estimate
 from lightning_dfd.plan.advice import _tiles
-from lightning_dfd.plan.components import blank_encoders, size_of
+from lightning_dfd.plan.components import meta_encoders, size_of
 from lightning_dfd.testing.tiny import TEXT_LENGTH, TINY
 from lightning_dfd.training.module import DistillationModule
 from lightning_dfd.training.settings import DiversitySettings, GANSettings, SamplingSettings, StudentSettings
@@ -81,25 +81,25 @@ def plannable(name: str) -> bool:
     return TINY[name].backbone != "captured"
 
 
-def test_everything_blank_is_like_the_real_thing(tiny: dict[str, Path], each: str) -> None:
+def test_what_is_built_from_configs_is_like_the_real_thing(tiny: dict[str, Path], each: str) -> None:
     """Shapes and precisions, in bfloat16, where families keep some layers in float32; nothing is loaded for it."""
     backbone, size = backbone_of(tiny, each, torch.bfloat16), TINY[each].size
     if not plannable(each):
         with pytest.raises(ValueError, match="reads nothing but configs"):
-            backbone.blank_prompts(1)
+            backbone.dummy_prompts(1)
         return
-    blanks = {"transformer": backbone.blank_transformer(), "vae": blank_network(backbone.vae_config, backbone.dtype)}
-    blanks |= blank_encoders(backbone) or {}
-    conditioning = backbone.blank_prompts(2) | backbone.blank_images(2, size)
-    assert not {"vae", "encoders"} & set(backbone.__dict__)
-    loaded = {"transformer": backbone.load_transformer(), "vae": backbone.vae}
-    loaded |= {name: getattr(backbone.encoders, name) for name in backbone.encoder_names}
-    assert blanks.keys() == loaded.keys()
+    built = {"transformer": backbone.meta_transformer(), "vae": meta_network(backbone.configs.vae, backbone.dtype)}
+    built |= meta_encoders(backbone) or {}
+    conditioning = backbone.dummy_prompts(2) | backbone.dummy_images(2, size)
+    assert not backbone.loader.loaded
+    loaded = {"transformer": backbone.load_transformer(), "vae": backbone.loader.vae}
+    loaded |= {name: getattr(backbone.loader.encoders, name) for name in backbone.configs.encoders}
+    assert built.keys() == loaded.keys()
     for name, network in loaded.items():
-        shapes = [{key: (p.shape, p.dtype) for key, p in n.named_parameters()} for n in (blanks[name], network)]
+        shapes = [{key: (p.shape, p.dtype) for key, p in n.named_parameters()} for n in (built[name], network)]
         assert shapes[0] == shapes[1], name
-        assert all(parameter.is_meta for parameter in blanks[name].parameters())
-        assert size_of(blanks[name]) == pytest.approx(size_of(network), rel=0.05)  # buffers
+        assert all(parameter.is_meta for parameter in built[name].parameters())
+        assert size_of(built[name]) == pytest.approx(size_of(network), rel=0.05)  # buffers
     real = backbone.encode_prompts(["a cat", "two dogs"])
     real |= backbone.encode_images(torch.zeros(2, 3, size.height, size.width), size.frames)
     for name, tensor in real.tensors.items():
@@ -125,7 +125,7 @@ def test_every_family_is_rehearsed(tiny: dict[str, Path], each: str, monkeypatch
     found = estimate(Setup(module, trial.size, 1, True, "bf16-mixed"))
     assert all(turn.peak > found.resident and turn.flops > 0 for turn in found.turns.values())
     backbone = backbone_of(tiny, each)
-    backbone.vae  # noqa: B018 (loaded before it is counted)
+    backbone.loader.vae  # noqa: B018 (loaded before it is counted)
     with Meter() as meter:
         backbone.encode_videos(torch.zeros(1, 3, trial.size.frames, trial.size.height, trial.size.width))
     assert found.encoding == pytest.approx(meter.peak, rel=0.15)
@@ -191,8 +191,8 @@ def test_decoding_samples_counts_where_a_recipe_samples(tiny: dict[str, Path], m
     assert found.terms["VAE"] == found.vae
     pulled = _tiles(setup)
     assert pulled is not None
-    assert (pulled[0], pulled[1].module.backbone.vae_tiling) == ("set model.vae_tiling: true", True)
-    assert not setup.module.backbone.vae_tiling
+    assert (pulled[0], pulled[1].module.backbone.loader.vae_tiling) == ("set model.vae_tiling: true", True)
+    assert not setup.module.backbone.loader.vae_tiling
     assert _tiles(pulled[1]) is None
     assert "decoding samples, beside all weights" in as_text(setup, found, None, [])
 

@@ -225,7 +225,7 @@ def test_weights_round_trip_and_misfits_are_named(backbone: Backbone) -> None:
 )
 def test_every_target_has_to_name_layers(tiny: dict[str, Path], targets: list[str], said: str) -> None:
     """One wrong name among right ones would train fewer adapters than the recipe says."""
-    network = backbone_from_pretrained(str(tiny["cogvideox"])).blank_transformer()
+    network = backbone_from_pretrained(str(tiny["cogvideox"])).meta_transformer()
     with pytest.raises(ValueError, match=said):
         LoraRoles(network, targets)
 

@@ -16,9 +16,9 @@ import torch
 from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from lightning_dfd.backbones import Backbone, backbone_from_pretrained, base, identity
+from lightning_dfd.backbones import Backbone, backbone_from_pretrained, encoding, identity
 from lightning_dfd.backbones.location import Location, chosen, locate
-from lightning_dfd.testing import checks
+from lightning_dfd.testing import checks, trained
 from lightning_dfd.testing.case import Case
 from lightning_dfd.testing.tiny import TINY
 from lightning_dfd.testing.tiny.cogvideox import cogvideox
@@ -136,16 +136,16 @@ def hub(tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_revision_of_the_hub_is_taken_and_told_apart(tiny: dict[str, Path], hub: Path) -> None:
     local, old, new = (teacher(source) for source in (tiny["wan"], "org/wan@v1", "org/wan"))
-    assert old.location == teacher("org/wan@" + "1" * 40).location == Location("org/wan", "1" * 40)
+    assert old.configs.location == teacher("org/wan@" + "1" * 40).configs.location == Location("org/wan", "1" * 40)
     assert old.network_identity() == local.network_identity()  # the same files in a folder
     assert new.network_identity() != old.network_identity()
-    ours, theirs, changed = ({**one.vae.state_dict()} for one in (old, local, new))
+    ours, theirs, changed = ({**one.loader.vae.state_dict()} for one in (old, local, new))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert not all(torch.equal(ours[name], changed[name]) for name in ours)
     assert old.encode_prompts(["a cat"])["prompt_embeds"].shape == (1, 16, 32)
     assert sum(value.numel() for value in old.load_transformer().parameters()) > 0
     (hub / "refs" / "main").write_text("1" * 40)  # the branch moves: a teacher already made stays at its commit
-    assert new.location.revision == "2" * 40
+    assert new.configs.location.revision == "2" * 40
     assert teacher("org/wan").identity() == old.identity()
 
 
@@ -181,7 +181,7 @@ def test_revisions_that_cannot_be(tiny: dict[str, Path], hub: Path, tmp_path: Pa
 def test_every_format_is_loaded(tiny: dict[str, Path], tmp_path: Path, format: str) -> None:
     DiffusionPipeline.from_pretrained(tiny["wan"]).save_pretrained(tmp_path / "teacher", **FORMATS[format])
     ours, theirs = teacher(tmp_path / "teacher"), teacher(tiny["wan"])
-    for one, other in ((ours.load_transformer(), theirs.load_transformer()), (ours.vae, theirs.vae)):
+    for one, other in ((ours.load_transformer(), theirs.load_transformer()), (ours.loader.vae, theirs.loader.vae)):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     prompts = [one.encode_prompts(["a cat"])["prompt_embeds"] for one in (ours, theirs)]
     assert torch.equal(*prompts)
@@ -195,11 +195,11 @@ def test_of_a_variant_and_the_full_weights_the_full_ones_are_taken(tiny: dict[st
     save_file(zeros, vae.with_name("diffusion_pytorch_model.fp16.safetensors"), {"format": "pt"})
     network.rename(network.with_name("diffusion_pytorch_model.fp16.safetensors"))
     ours, theirs = teacher(folder), teacher(tiny["wan"])
-    assert any(bool(value.any()) for value in ours.vae.parameters())
+    assert any(bool(value.any()) for value in ours.loader.vae.parameters())
     for a, b in zip(ours.load_transformer().parameters(), theirs.load_transformer().parameters(), strict=True):
         assert torch.equal(a, b)
     assert ours.network_identity() == theirs.network_identity()
-    assert type(ours.load_pipeline()).__name__ == "WanPipeline"
+    assert type(ours.loader.pipeline()).__name__ == "WanPipeline"
 
 
 def test_which_files_of_a_folder_are_chosen() -> None:
@@ -240,7 +240,7 @@ def test_a_bin_file_never_runs_code(tiny: dict[str, Path], tmp_path: Path, monke
         whole = (folder / path).read_bytes()
         (folder / path).write_bytes(pickle.dumps(Code()))
         with pytest.raises(FileNotFoundError, match=rf"damaged: {path}"):
-            teacher(folder).encoders  # noqa: B018
+            teacher(folder).loader.encoders  # noqa: B018
         (folder / path).write_bytes(whole)
     assert not (tmp_path / "ran").exists()
 
@@ -339,12 +339,12 @@ def test_sizes_for_which_a_network_has_no_positions(
     backbone = teacher(tiny[name], name)
     with pytest.raises(ValueError, match=f"has positions for at most {largest}; the nearest is"):
         backbone.check_size(size)
-    assert backbone.largest_size() == largest
-    nearest = backbone.nearest_size(size)
+    assert backbone.sizes().largest == largest
+    nearest = backbone.sizes().nearest(size)
     backbone.check_size(nearest)
     x_t = torch.zeros(1, *backbone.latent_shape(nearest))
     with torch.no_grad():
-        backbone.x0(backbone.load_transformer(), x_t, torch.tensor([0.5]), backbone.blank_prompts(1))
+        backbone.x0(backbone.load_transformer(), x_t, torch.tensor([0.5]), backbone.dummy_prompts(1))
 
 
 # ---- CogVideoX --------------------------------------------------------------------------------------------------
@@ -375,7 +375,7 @@ def test_cogvideox_of_1_5_is_its_pipeline_and_exported(tmp_path: Path, image: bo
     case.teacher.check_size(VideoSize(85, 32, 48))
     checks.layout(case, tmp_path)
     assert checks.replay(case, tmp_path) < 1e-4
-    assert checks.export_pipeline(case, tmp_path) < 1e-3
+    assert trained.export_pipeline(case, tmp_path) < 1e-3
 
 
 def test_cogvideox_decodes_as_many_frames_as_it_was_given(tiny: dict[str, Path]) -> None:
@@ -390,7 +390,7 @@ def test_learned_positions_are_for_one_height_and_width(tiny: dict[str, Path], t
     change_config(folder, "transformer", lambda config: config.update(use_learned_positional_embeddings=True))
     backbone = teacher(folder, "cogvideox_i2v")
     with pytest.raises(
-        ValueError, match=r"the sides those of the network's learned positions; the nearest is 9 frames of 32x32"
+        ValueError, match=r"the sides 32x32, for which the network has positions; the nearest is 9 frames of 32x32"
     ):
         backbone.check_size(VideoSize(9, 32, 48))
     with pytest.raises(ValueError, match="always takes 16 text tokens"):
@@ -413,10 +413,10 @@ def test_large_clips_are_encoded_and_decoded_one_by_one(
         call = getattr(backbone, method)
         monkeypatch.setattr(backbone, method, lambda group, call=call: handed.append(len(group)) or call(group))
     pixels = size.frames * size.height * size.width
-    monkeypatch.setattr(base, "PIXELS_AT_ONCE", 2 * pixels)
+    monkeypatch.setattr(encoding, "PIXELS_AT_ONCE", 2 * pixels)
     backbone.decode_latents(backbone.encode_videos(videos))
     assert handed == [2, 1, 2, 1]
-    monkeypatch.setattr(base, "PIXELS_AT_ONCE", pixels - 1)
+    monkeypatch.setattr(encoding, "PIXELS_AT_ONCE", pixels - 1)
     torch.testing.assert_close(backbone.encode_videos(videos), together, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(backbone.decode_latents(together), decoded, rtol=1e-5, atol=1e-5)
     assert handed[4:] == [1] * 6
@@ -429,20 +429,20 @@ def test_a_vae_is_loaded_alone(tiny: dict[str, Path], tmp_path: Path) -> None:
         for part in ("transformer", "transformer_2", "text_encoder", "image_encoder"):
             for path in (folder / part).glob("*.safetensors"):
                 path.unlink()
-        assert teacher(folder, name).vae is not None
+        assert teacher(folder, name).loader.vae is not None
 
 
 def test_tiles_are_for_decoding_alone(tiny: dict[str, Path]) -> None:
     """So that a cache and a checkpoint go with and without them."""
     plain, tiled = teacher(tiny["wan"]), teacher(tiny["wan"])
-    tiled.vae_tiling = True
-    tiled.vae.enable_tiling(64, 64, 32, 32)
-    tiled.vae.disable_tiling()
+    tiled.loader.vae_tiling = True
+    tiled.loader.vae.enable_tiling(64, 64, 32, 32)
+    tiled.loader.vae.disable_tiling()
     video = torch.rand(1, 3, 5, 128, 128) * 2 - 1
     latents = plain.encode_videos(video)
     assert torch.equal(tiled.encode_videos(video), latents)
     ours, theirs = tiled.decode_latents(latents), plain.decode_latents(latents)
     assert ours.shape == theirs.shape
     assert not torch.equal(ours, theirs)
-    assert not tiled.vae.use_tiling
+    assert not tiled.loader.vae.use_tiling
     assert tiled.network_identity() == plain.network_identity()

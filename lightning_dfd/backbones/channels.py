@@ -16,8 +16,8 @@ class PerChannel(Backbone):
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the VAE's latents, [C] each."""
-        mean, std = (torch.tensor(self.vae_config[key]) for key in ("latents_mean", "latents_std"))
-        return mean, std / self.vae_config.get("scaling_factor", 1.0)
+        mean, std = (torch.tensor(self.configs.vae[key]) for key in ("latents_mean", "latents_std"))
+        return mean, std / self.configs.vae.get("scaling_factor", 1.0)
 
     def normalise(self, latents: Tensor) -> Tensor:
         mean, std = self._statistics(latents)
@@ -36,7 +36,7 @@ class Scaled(Backbone):
     """Latents [B, C, f, h, w], multiplied by the VAE's `scaling_factor`."""
 
     def normalise(self, latents: Tensor) -> Tensor:
-        return latents * self.vae_config["scaling_factor"]
+        return latents * float(self.configs.vae["scaling_factor"])
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        return latents / self.vae_config["scaling_factor"]
+        return latents / float(self.configs.vae["scaling_factor"])

@@ -11,16 +11,14 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_dfd.backbones.loading import parts_of, teacher_not_found
+from lightning_dfd.backbones.family import Family
+from lightning_dfd.backbones.loading import teacher_not_found
 from lightning_dfd.backbones.location import Location, Weights, weights_of
-
-if TYPE_CHECKING:
-    from lightning_dfd.backbones.base import Backbone
 
 # Content is read once: digests of files of at least REMEMBERED bytes are kept, with the file's state, in this folder.
 DIGESTS = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "lightning_dfd" / "digests"
@@ -30,43 +28,40 @@ CHUNK = 1 << 22
 SLOW = 4 << 30  # bytes whose reading is worth a line: some seconds
 
 
-def identity_of(backbone: Backbone) -> dict[str, str]:
+def encoders_identity(family: Family) -> dict[str, str]:
     """What decides latents and embeddings: see `Backbone.identity`."""
-    encoders = {name: config_digest(backbone.encoder_config(name) or {}) for name in backbone.encoder_names}
+    configs = family.configs
+    encoders = {name: config_digest(configs.encoder(name) or {}) for name in configs.encoders}
     return {
-        "pipeline": backbone.pipeline_name,
-        "vae": config_digest(backbone.vae_config),
-        "text_length": str(backbone.max_sequence_length),
+        "pipeline": family.pipeline_name,
+        "vae": config_digest(configs.vae),
+        "text_length": str(family.max_sequence_length),
         **encoders,
-        "weights": _weights(backbone, "vae", *backbone.encoder_names),
-        "tokenizers": _tokenizers(backbone),
+        "weights": _weights(family, "vae", *configs.encoders),
+        "tokenizers": _tokenizers(family),
     }
 
 
-def network_identity_of(backbone: Backbone) -> dict[str, str]:
+def networks_identity(family: Family) -> dict[str, str]:
     """What decides the teacher's own samples besides: its networks, its scheduler, its pipeline's settings."""
-    settings = {name: value for name, value in backbone.pipeline_config.items() if not isinstance(value, (list, tuple))}
+    settings = {name: value for name, value in family.configs.pipeline.items() if not isinstance(value, (list, tuple))}
     return {
-        **{name: config_digest(backbone.network_config(name)) for name in backbone.networks},
-        "scheduler": config_digest(backbone.scheduler_config),
+        **{name: config_digest(family.configs.part(name)) for name in family.networks},
+        "scheduler": config_digest(family.configs.scheduler),
         "settings": config_digest(settings),
-        "dtype": str(backbone.dtype),
-        "network_weights": _weights(backbone, *backbone.networks),
+        "dtype": str(family.dtype),
+        "network_weights": _weights(family, *family.networks),
     }
 
 
-def _weights(backbone: Backbone, *parts: str) -> str:
-    return weights_digest(
-        backbone.location, {name: weights_of(backbone.location, name, backbone.dtype) for name in parts}
-    )
+def _weights(family: Family, *parts: str) -> str:
+    location = family.configs.location
+    return weights_digest(location, {name: weights_of(location, name, family.dtype) for name in parts})
 
 
-def _tokenizers(backbone: Backbone) -> str:
+def _tokenizers(family: Family) -> str:
     """Of the parts without weights that say what the encoders are shown: small files, which have to be here."""
-    there = parts_of(backbone.pipeline_config)
-    parts = [name for name in (*backbone.text_parts, *backbone.image_parts) if name in there]
-    parts = [name for name in parts if name not in backbone.encoder_names]
-    location = backbone.location
+    parts, location = family.configs.processors, family.configs.location
     folder = location.folder
     if folder is None:
         patterns = [f"{name}/*" for name in parts]

@@ -25,9 +25,9 @@ class ImageChannels(Backbone):
     takes_image = True
     channel_axis: ClassVar[int] = 1
 
-    def blank_images(self, batch_size: int, size: VideoSize) -> Conditioning:
+    def dummy_images(self, batch_size: int, size: VideoSize) -> Conditioning:
         shape = list(self.latent_shape(size))
-        shape[self.channel_axis - 1] = int(self.transformer_config["in_channels"]) - self.latent_channels()
+        shape[self.channel_axis - 1] = int(self.configs.transformer["in_channels"]) - self.latent_channels()
         return Conditioning({"image_latents": torch.zeros(batch_size, *shape)})
 
     def network_input(self, x_t: Tensor, cond: Conditioning) -> Tensor:
@@ -47,7 +47,7 @@ class GivenFirstFrame(Backbone):
     def encode_images(self, images: Tensor, frames: int) -> Conditioning:
         return Conditioning({"image_latents": self.encode_videos(images.unsqueeze(2))})
 
-    def blank_images(self, batch_size: int, size: VideoSize) -> Conditioning:
+    def dummy_images(self, batch_size: int, size: VideoSize) -> Conditioning:
         frame = self.latent_shape(replace(size, frames=1))
         return Conditioning({"image_latents": torch.zeros(batch_size, *frame)})
 

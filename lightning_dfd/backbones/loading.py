@@ -37,16 +37,12 @@ def load_pipeline(source: str | Location, dtype: torch.dtype, name: str | None =
     that are given (as None). Components whose weights are there as a variant only are loaded from it."""
     location = locate(source)
     index = read_config(DiffusionPipeline, location)
-    config = components.get("quantization_config")
-    mapping: Mapping[str, Any] = {} if config is None else config.quant_mapping
     for part, (library, kind) in parts_of(index).items():
         if part in components or not _is_network(library, kind):
             continue
         weights = weights_of(location, part, dtype)
         if weights is not None and weights.variant is not None:
-            options = {"quantization_config": mapping[part]} if part in mapping else {}
-            network = getattr(importlib.import_module(library), kind)
-            components[part] = load_part(location, part, network, dtype, **options)
+            components[part] = load_part(location, part, (library, kind), dtype)
     # Of its own class: DiffusionPipeline's loads what is given as None all the same where the class has it as
     # optional, as Wan's has its networks.
     pipeline = getattr(diffusers, name or str(index["_class_name"]), DiffusionPipeline)
@@ -58,14 +54,18 @@ def load_pipeline(source: str | Location, dtype: torch.dtype, name: str | None =
         raise teacher_not_found(location, error) from error
 
 
-def load_part(source: str | Location, part: str, kind: Any, dtype: torch.dtype, **options: Any) -> nn.Module:
-    """One component of a pipeline, of the class `kind`, by itself."""
-    location = locate(source)
+def load_part(location: Location, part: str, kind: tuple[str, str], dtype: torch.dtype, **options: Any) -> nn.Module:
+    """One component of a pipeline by itself; `kind` is its library and class, as `parts_of` gives them."""
+    library, name = kind
+    try:
+        network_class = getattr(importlib.import_module(library), name)
+    except (ImportError, AttributeError) as error:
+        raise teacher_not_found(f"{location}, {part}", error) from error
     weights = weights_of(location, part, dtype)
     if weights is not None and weights.variant is not None:
         options["variant"] = weights.variant
     try:
-        network: nn.Module = kind.from_pretrained(
+        network: nn.Module = network_class.from_pretrained(
             location.repo, subfolder=part, revision=location.revision, dtype=dtype, **options
         )
     except torch.OutOfMemoryError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 
 import torch
@@ -94,6 +95,8 @@ def _import_backbone(path: str) -> type[Backbone]:
     module, _, name = path.rpartition(".")
     if not module or path.startswith("."):
         raise ValueError(f"model.backbone is {path!r}; give package.module.ClassName, captured, or null")
+    if (moved := _moved(module, name)) is not None:
+        raise ValueError(f"model.backbone is {path!r}, which moved; set model.backbone: {moved}")
     try:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever a module of the user's own raises while it is imported
@@ -109,3 +112,12 @@ def _import_backbone(path: str) -> type[Backbone]:
             "name a finished backbone (docs/new_backbone.md)"
         )
     return found
+
+
+def _moved(module: str, name: str) -> str | None:
+    """Where a family's class is, if `module` is where it once was, right below this package; None for other paths."""
+    package, _, family = module.rpartition(".")
+    if package != __package__ or importlib.util.find_spec(module) is not None:
+        return None
+    moved = f"{package}.families.{family}"
+    return f"{moved}.{name}" if importlib.util.find_spec(moved) is not None else None

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dfd.backbones.base import Backbone
-from lightning_dfd.backbones.blank import blank_network
 
 
 class StagedNetwork(nn.Module):
@@ -61,14 +60,7 @@ class Staged(Backbone):
 
     networks = ("transformer", "transformer_2")
 
-    def load_transformer(self) -> nn.Module:
-        pipe = self.load_networks()
-        return self._stages(pipe.transformer, pipe.transformer_2)
-
-    def blank_transformer(self) -> nn.Module:
-        second = blank_network(self.network_config("transformer_2"), self.dtype)
-        return self._stages(super().blank_transformer(), second)
-
-    def _stages(self, transformer: nn.Module, transformer_2: nn.Module) -> nn.Module:
-        boundary = self.pipeline_config["boundary_ratio"] * self.schedule.num_train_timesteps
+    def assemble(self, *networks: nn.Module) -> nn.Module:
+        boundary = self.configs.pipeline["boundary_ratio"] * self.schedule.num_train_timesteps
+        transformer, transformer_2 = networks
         return StagedNetwork(transformer, transformer_2, boundary).eval().requires_grad_(False)

@@ -141,7 +141,7 @@ class VideoEvaluation(Callback):
         self._suite = suite = VideoSuite(**self.names, min_videos=self.min_videos).to(module.device)
         folder = Path(self.statistics or Path(trainer.default_root_dir) / "statistics")
         key = self._protocol(data) | suite.fingerprint()
-        key |= {"vae_tiling": "true"} if module.backbone.vae_tiling else {}
+        key |= {"vae_tiling": "true"} if module.backbone.loader.vae_tiling else {}
         real = shared_statistics(trainer, folder, key | {"of": "real"}, lambda: self._real_state(trainer, module, data))
         suite.load_real_state(real)
         if self.teacher:

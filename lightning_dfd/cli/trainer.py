@@ -299,7 +299,7 @@ class DistillationTrainer(Trainer):
         self.strategy.setup_environment()
         assert datamodule.folder is not None  # `cache` demands both
         assert datamodule.cache is not None
-        model.backbone.to(self.strategy.root_device)
+        model.backbone.loader.to(self.strategy.root_device)
         listing = list_clips(datamodule.folder)
         report = write_cache(
             model.backbone,
@@ -386,7 +386,7 @@ class DistillationTrainer(Trainer):
         output = expanded(output, "output")
         check_export(model, output, format)
         require_writable(output, "output")
-        model.backbone.quantization = None  # what is exported is merged into the teacher as it was published
+        model.backbone.loader.quantization = None  # what is exported is merged into the teacher as it was published
         facts = self._load(model, ckpt_path)
         rate = _playing_rate(facts, datamodule)
         report = export_student(model, output, datamodule.size, format, facts, rate)
@@ -406,7 +406,7 @@ class DistillationTrainer(Trainer):
         model.configure_model()
         facts = {} if ckpt_path is None else model.load_weights(ckpt_path)
         model.to(self.strategy.root_device)
-        model.backbone.to(model.device)
+        model.backbone.loader.to(model.device)
         return facts
 
 

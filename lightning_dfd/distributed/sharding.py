@@ -36,7 +36,7 @@ def shard(networks: Iterable[nn.Module], blocks: Iterable[nn.Module], mesh: Devi
         fully_shard(module, mesh=mesh)
 
 
-def blank_copy(module: nn.Module) -> nn.Module:
+def meta_copy(module: nn.Module) -> nn.Module:
     """A copy whose parameters are on the meta device; its buffers are real."""
     memo: dict[int, Any] = {
         id(own): nn.Parameter(torch.empty_like(own, device="meta"), own.requires_grad) for own in module.parameters()

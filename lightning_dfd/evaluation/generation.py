@@ -114,10 +114,10 @@ def _image_of(backbone: Backbone, request: Request, size: VideoSize, data: Video
     if path is None:
         clip, data = image_clip(backbone, request, data)
         if data.latent_cache is not None:
-            return data.latent_cache.image_conditioning(clip.name).to(backbone.device)
+            return data.latent_cache.image_conditioning(clip.name).to(backbone.loader.device)
         path = clip.source
     image = read_first_frame(path, size.height, size.width).float() / 127.5 - 1.0
-    return backbone.encode_images(image[None].to(backbone.device), size.frames)
+    return backbone.encode_images(image[None].to(backbone.loader.device), size.frames)
 
 
 def generate_videos(
@@ -129,6 +129,6 @@ def generate_videos(
     teacher_steps: int = TEACHER_STEPS,
 ) -> Tensor:
     """Videos [B, C, F, H, W] in [-1, 1], one for each request; `data` knows embeddings and images."""
-    module.backbone.to(module.device)
+    module.backbone.loader.to(module.device)
     cond = condition(module.backbone, requests, size, data)
     return module.backbone.decode_latents(generate_latents(module, role, requests, cond, size, teacher_steps))

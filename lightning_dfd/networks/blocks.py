@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from lightning_dfd.objectives.terms import FeatureShape
@@ -48,13 +49,27 @@ def tapped(transformer: nn.Module, blocks: Sequence[int], batch_size: int) -> It
         features.append(torch.cat(parts).reshape(batch_size, -1, parts[0].shape[-1]))
 
 
+def networks_within(module: nn.Module) -> list[nn.Module]:
+    """Every diffusers network in a module, itself included."""
+    return [part for part in module.modules() if isinstance(part, ModelMixin)]
+
+
+def blocks_within(module: nn.Module) -> list[nn.Module]:
+    """The blocks of every diffusers network in a module: the members of the lists right below each."""
+    return [block for network in networks_within(module) for blocks in _lists(network) for block in blocks]
+
+
+def _lists(network: nn.Module) -> list[nn.ModuleList]:
+    return [child for child in network.children() if isinstance(child, nn.ModuleList)]
+
+
 def blocks_of(transformer: nn.Module) -> nn.ModuleList:
-    """The network's blocks: the longest list of modules right below it.
+    """The network's main blocks, which are tapped: the longest list of modules right below it.
 
     Raises:
         ValueError: there is none.
     """
-    lists = [child for child in transformer.children() if isinstance(child, nn.ModuleList)]
+    lists = _lists(transformer)
     if not lists:
         raise ValueError(f"{type(transformer).__name__} has no list of blocks to tap; set model.gan.weight: 0")
     return max(lists, key=len)

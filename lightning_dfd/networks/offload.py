@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from diffusers.hooks import apply_group_offloading
+from diffusers.hooks.group_offloading import apply_group_offloading
 from torch import nn
 
 

@@ -23,14 +23,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
-from lightning_dfd.distributed.sharding import blank_copy, fill, shard, shard_like
+from lightning_dfd.distributed.sharding import fill, meta_copy, shard, shard_like
+from lightning_dfd.networks.blocks import blocks_within, networks_within
 from lightning_dfd.networks.offload import offload_blocks
 from lightning_dfd.types import Role
 
@@ -112,17 +112,12 @@ class Roles(nn.Module, ABC):
             block.compile(backend=backend, dynamic=False)
 
     def blocks(self) -> list[nn.Module]:
-        """The blocks of every diffusers network here: the members of the lists right below it."""
-        children = [child for network in self.networks_within() for child in network.children()]
-        return [block for child in children if isinstance(child, nn.ModuleList) for block in child]
-
-    def networks_within(self) -> list[nn.Module]:
-        """Every diffusers network here."""
-        return [module for module in self.modules() if isinstance(module, ModelMixin)]
+        """The blocks of every diffusers network here."""
+        return blocks_within(self)
 
     def shard(self, mesh: DeviceMesh) -> None:
         """Spread all weights over the processes of `mesh`, block by block (FSDP2)."""
-        shard(self.networks_within(), self.blocks(), mesh)
+        shard(networks_within(self), self.blocks(), mesh)
 
     def offload_teacher(self, device: torch.device) -> None:
         """Let the teacher wait on the CPU, where no trained role needs its weights."""
@@ -242,17 +237,17 @@ class FullRoles(Roles):
         transformer: the teacher's network; frozen here. The copies are float32, whatever its precision.
         ema: whether to keep a moving average of the student.
         checkpointing: recompute activations block by block in the backward pass.
-        blank: leave the copies without values, which `shard` then gives them: no process has to hold whole copies.
+        meta: leave the copies on the meta device; `shard` then gives them values: no process has to hold whole copies.
     """
 
     def __init__(
-        self, transformer: nn.Module, ema: bool = False, checkpointing: bool = False, blank: bool = False
+        self, transformer: nn.Module, ema: bool = False, checkpointing: bool = False, meta: bool = False
     ) -> None:
         super().__init__()
         self.held = (*TRAINED, "ema") if ema else TRAINED
         self.networks = nn.ModuleDict({"teacher": transformer.requires_grad_(False)})
         for role in self.held:
-            network = (blank_copy if blank else copy.deepcopy)(transformer).float().requires_grad_(role in TRAINED)
+            network = (meta_copy if meta else copy.deepcopy)(transformer).float().requires_grad_(role in TRAINED)
             if checkpointing and role in TRAINED:
                 _checkpoint_blocks(network, nullcontext)
             self.networks[role] = network

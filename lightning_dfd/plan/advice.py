@@ -53,10 +53,10 @@ def _cache(setup: Setup) -> tuple[str, Setup] | None:
 
 
 def _tiles(setup: Setup) -> tuple[str, Setup] | None:
-    if setup.module.backbone.vae_tiling:
+    if setup.module.backbone.loader.vae_tiling:
         return None
     changed = replace(setup, module=copy.deepcopy(setup.module))
-    changed.module.backbone.vae_tiling = True
+    changed.module.backbone.loader.vae_tiling = True
     return "set model.vae_tiling: true", changed
 
 
@@ -91,24 +91,24 @@ def _adapters(setup: Setup) -> tuple[str, Setup] | None:
 
 def _offload(setup: Setup) -> tuple[str, Setup] | None:
     module = setup.module
-    if module.backbone.offload or module.student.mode == "lora":
+    if module.backbone.loader.offload or module.student.mode == "lora":
         return None
     try:
         check_terms(module.terms, TermRecipe(module.student_input, adapters=False, offload=True))
     except ValueError:  # a term's gradient runs through the teacher
         return None
     changed = replace(setup, module=copy.deepcopy(module))
-    changed.module.backbone.offload = True
+    changed.module.backbone.loader.offload = True
     return "set model.offload: true", changed
 
 
 def _quantized(backend: Any, kind: Any) -> Lever:
     def lever(setup: Setup) -> tuple[str, Setup] | None:
-        now = setup.module.backbone.quantization
+        now = setup.module.backbone.loader.quantization
         if setup.module.student.mode == "full" or (now is not None and BYTES[now.kind] <= BYTES[kind]):
             return None
         changed = replace(setup, module=copy.deepcopy(setup.module))
-        changed.module.backbone.quantization = Quantization(backend, kind)
+        changed.module.backbone.loader.quantization = Quantization(backend, kind)
         return f"set model.quantization: {{backend: {backend}, kind: {kind}}}", changed
 
     return lever

@@ -7,21 +7,21 @@ from typing import Any
 
 import torch
 import transformers
-from diffusers import ModelMixin
 from torch import nn
 
 from lightning_dfd.backbones import Backbone
+from lightning_dfd.networks.blocks import blocks_within, networks_within
 from lightning_dfd.networks.quantization import BYTES, Quantization
 
 
-def blank_encoders(backbone: Backbone) -> dict[str, nn.Module] | None:
+def meta_encoders(backbone: Backbone) -> dict[str, nn.Module] | None:
     """What encodes prompts and images besides the VAE, by name; None where a config is not there."""
     networks = {}
-    for name in backbone.encoder_names:
-        config: Any = backbone.encoder_config(name)
+    for name in backbone.configs.encoders:
+        config: Any = backbone.configs.encoder(name)
         if config is None:
             return None
-        network_class = getattr(transformers, backbone.pipeline_config[name][1])
+        network_class = getattr(transformers, backbone.configs.pipeline[name][1])
         with torch.device("meta"):
             networks[name] = network_class(network_class.config_class.from_dict(config)).to(backbone.dtype)
     return networks
@@ -35,7 +35,8 @@ def size_of(network: nn.Module) -> int:
 def spared_by_quantization(network: nn.Module, quantization: Quantization) -> int:
     """Bytes that a network's linear layers lose; those that stay float32 are not quantised either."""
     weights = []
-    for one in transformers_in(network):
+    one: Any
+    for one in networks_within(network):
         kept = set(one._keep_in_fp32_modules or ())
         linear = {name: module for name, module in one.named_modules() if isinstance(module, nn.Linear)}
         weights += [module.weight for name, module in linear.items() if not kept & set(name.split("."))]
@@ -44,14 +45,8 @@ def spared_by_quantization(network: nn.Module, quantization: Quantization) -> in
 
 def spared_by_offload(network: nn.Module) -> int:
     """Bytes of the blocks that wait on the CPU: all but the one that computes and the one being fetched."""
-    lists = [child for one in transformers_in(network) for child in one.children() if isinstance(child, nn.ModuleList)]
-    sizes = sorted(size_of(block) for blocks in lists for block in blocks)
+    sizes = sorted(map(size_of, blocks_within(network)))
     return sum(sizes[:-2])
-
-
-def transformers_in(network: nn.Module) -> list[Any]:
-    """The diffusers networks that a teacher is made of: itself, or several that share the noise levels."""
-    return [module for module in network.modules() if isinstance(module, ModelMixin)]
 
 
 def replace_tensors(network: nn.Module, make: Callable[[torch.Tensor], torch.Tensor]) -> None:

@@ -11,10 +11,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_dfd.backbones import Backbone
-from lightning_dfd.backbones.base import clips_at_once
-from lightning_dfd.backbones.blank import blank_network
+from lightning_dfd.backbones.encoding import clips_at_once
+from lightning_dfd.backbones.meta import meta_network
 from lightning_dfd.plan.components import (
-    blank_encoders,
+    meta_encoders,
     replace_tensors,
     size_of,
     spared_by_offload,
@@ -150,7 +150,7 @@ def estimate(setup: Setup, tell: Callable[[str], None] = lambda _: None) -> Esti
         FileNotFoundError: the teacher's configs cannot be reached.
         ValueError: the size does not fit the teacher, or its calls are not known from its configs.
     """
-    prompts = setup.module.backbone.blank_prompts(1)  # refuses where nothing can be planned, before it is copied
+    prompts = setup.module.backbone.dummy_prompts(1)  # refuses where nothing can be planned, before it is copied
     setup.module.backbone.check_size(setup.size)
     module = copy.deepcopy(setup.module)
     backbone = module.backbone
@@ -158,11 +158,11 @@ def estimate(setup: Setup, tell: Callable[[str], None] = lambda _: None) -> Esti
     done = rehearse(module, setup.size, setup.batch_size, setup.precision, setup.device)
     spared = _spared(module)
     tell("the text encoders")
-    text = blank_encoders(backbone)
+    text = meta_encoders(backbone)
     tell("encoding and decoding by the VAE")
     vae, encoding, decoding = measure_vae(backbone, setup.size, 1 if setup.cached else setup.batch_size)
     half = backbone.dtype in (torch.bfloat16, torch.float16)  # what `lightning cache` stores
-    images = backbone.blank_images(1, setup.size).tensors.values()
+    images = backbone.dummy_images(1, setup.size).tensors.values()
     latents = torch.Size(backbone.latent_shape(setup.size)).numel() + sum(tensor.numel() for tensor in images)
     return Estimate(
         base=done.base - spared,
@@ -175,7 +175,7 @@ def estimate(setup: Setup, tell: Callable[[str], None] = lambda _: None) -> Esti
         decoding=decoding,
         samples=setup.samples,
         cached=setup.cached,
-        offload=backbone.offload,
+        offload=backbone.loader.offload,
         latents=latents * (2 if half else 4),
         embedding=sum(tensor.nbytes for tensor in prompts.tensors.values()),
         student_share=1.0 / module.dmd.student_update_freq,
@@ -185,23 +185,24 @@ def estimate(setup: Setup, tell: Callable[[str], None] = lambda _: None) -> Esti
 def _spared(module: DistillationModule) -> int:
     """Bytes of the teacher that quantisation saves, or that wait on the CPU."""
     backbone = module.backbone
-    network = backbone.blank_transformer()
-    if backbone.quantization is not None:
-        return spared_by_quantization(network, backbone.quantization)
-    return spared_by_offload(network) if backbone.offload and module.student.mode == "full" else 0
+    network = backbone.meta_transformer()
+    if backbone.loader.quantization is not None:
+        return spared_by_quantization(network, backbone.loader.quantization)
+    return spared_by_offload(network) if backbone.loader.offload and module.student.mode == "full" else 0
 
 
 def measure_vae(backbone: Backbone, size: VideoSize, batch_size: int) -> tuple[int, int, int]:
     """Bytes of the VAE's weights, and the most that it holds besides while it encodes a batch of videos and while it
     decodes sampled ones."""
     backbone = copy.copy(backbone)
-    vae = blank_network(backbone.vae_config, backbone.dtype)
+    vae = meta_network(backbone.configs.vae, backbone.dtype)
     backbone.prepare_vae(vae)
     together = min(SAMPLED, clips_at_once(size.frames * size.height * size.width))
     with Meter() as meter, FakeTensorMode(allow_non_fake_inputs=True):
         replace_tensors(vae, lambda like: torch.empty(like.shape, dtype=like.dtype))
         weights = meter.live
-        backbone.vae = vae
+        backbone.loader = copy.copy(backbone.loader)
+        backbone.loader.vae = vae
         backbone.encode_videos(torch.empty(batch_size, 3, size.frames, size.height, size.width))
         encoding = meter.peak - weights
         meter.restart()

@@ -17,8 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
 from lightning_dfd.diffusion.draws import Draws
+from lightning_dfd.networks.blocks import networks_within
 from lightning_dfd.networks.roles import TRAINED
-from lightning_dfd.plan.components import replace_tensors, size_of, transformers_in
+from lightning_dfd.plan.components import replace_tensors, size_of
 from lightning_dfd.plan.meter import Meter
 from lightning_dfd.plan.rules import Rules
 from lightning_dfd.training.module import DistillationModule
@@ -59,14 +60,14 @@ def rehearse(module: DistillationModule, size: VideoSize, batch_size: int, preci
     """Play one update of the student and one of the fake score.
 
     Args:
-        module: without networks; is given blank ones.
+        module: without networks; is given ones without weights.
         precision: the trainer's, as `bf16-mixed`.
         device: `cuda` or `cpu`: whose rules of mixed precision and of optimizers to follow.
     """
     backbone = module.backbone
     module.terms = tuple(term.heaviest() for term in module.terms)
     with torch.device("meta"):
-        module.build_roles(backbone.blank_transformer())
+        module.build_roles(backbone.meta_transformer())
     if precision in WHOLE:
         module.network.to(WHOLE[precision])
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -78,7 +79,7 @@ def rehearse(module: DistillationModule, size: VideoSize, batch_size: int, preci
         base = meter.live - sum(weights.values())
         optimizers = _optimizers(module, device)
         states: dict[str, int] = {role: _fill_states(optimizer, meter) for role, optimizer in optimizers.items()}
-        module.negative = backbone.blank_prompts(1)
+        module.negative = backbone.dummy_prompts(1)
         with _inside_networks(module, fake, Rules(device)):
             turns = {
                 role: _turn(module, role, optimizers[role], meter, size, batch_size, AUTOCAST.get(precision))
@@ -99,7 +100,7 @@ def _turn(
     """As `DistillationModule.training_step`, for the last batch of an iteration."""
     backbone = module.backbone
     real = torch.randn(batch_size, *backbone.latent_shape(size))
-    cond = backbone.blank_prompts(batch_size) | backbone.blank_images(batch_size, size)
+    cond = backbone.dummy_prompts(batch_size) | backbone.dummy_images(batch_size, size)
     if module.accumulate > 1:  # in all batches but the first the gradients are there from the start
         for parameter in module.network.parameters_of(role):
             parameter.grad = torch.zeros_like(parameter)
@@ -161,7 +162,7 @@ def _inside_networks(module: DistillationModule, *modes: AbstractContextManager[
             mode.__exit__(None, None, None)
 
     handles = []
-    for part in (*transformers_in(module), *module.network.blocks()):
+    for part in (*networks_within(module), *module.network.blocks()):
         handles.append(part.register_forward_pre_hook(enter))
         handles.append(part.register_forward_hook(leave, always_call=True))
     try:

@@ -17,7 +17,7 @@ NAMES = {"fake": "fake score", "ema": "moving average"}
 def facts(setup: Setup) -> dict[str, Any]:
     """What was planned for, by name."""
     module = setup.module
-    student, quantization = module.student, module.backbone.quantization
+    student, quantization = module.student, module.backbone.loader.quantization
     return {
         "teacher": module.backbone.source,
         "size": str(setup.size),
@@ -27,8 +27,8 @@ def facts(setup: Setup) -> dict[str, Any]:
         "gradient checkpointing": student.gradient_checkpointing,
         "teacher's precision": str(module.backbone.dtype).removeprefix("torch."),
         "quantization": quantization and f"{quantization.kind} by {quantization.backend}",
-        "offload": module.backbone.offload,
-        "decoding in tiles": module.backbone.vae_tiling,
+        "offload": module.backbone.loader.offload,
+        "decoding in tiles": module.backbone.loader.vae_tiling,
         "trainer's precision": setup.precision,
         "latents": "from the cache" if setup.cached else "encoded while training",
     }

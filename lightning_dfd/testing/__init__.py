@@ -1,42 +1,47 @@
-"""The contract of a backbone, checked on a tiny pipeline of its family: layouts, replay, roles, training, exports.
+"""The contract of a backbone, checked on a tiny pipeline of its family: layouts, replay, memory, roles, training,
+exports.
 
-In the tests of one's own backbone it is one line:
+In the tests of a user's backbone it is one line:
 
     def test_contract(tmp_path): check_backbone(Case(str(tiny_folder), backbone="my_package.MyBackbone"), tmp_path)
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
 
-from lightning_dfd.testing import checks
-from lightning_dfd.testing.case import Case
+from lightning_dfd.testing import checks, memory, trained
+from lightning_dfd.testing.case import Case, require
 
 Check = Callable[[Case, Path], float | None]
 CHECKS: dict[str, Check] = {
     check.__name__: check
     for check in (
         checks.layout, checks.decode, checks.prompts, checks.x0, checks.replay, checks.held_out, checks.image,
-        checks.cache, checks.roles_lora, checks.roles_full, checks.checkpointing, checks.train_lora, checks.train_full,
-        checks.gan, checks.export_pipeline, checks.export_lora, checks.export_full, checks.half_precision,
+        checks.cache, memory.quantization, memory.offload, trained.roles_lora, trained.roles_full,
+        trained.checkpointing, trained.train_lora, trained.train_full, trained.gan, trained.export_pipeline,
+        trained.export_lora, trained.export_full, trained.half_precision,
     )
 }  # fmt: skip
 
 
 def run_check(name: str, case: Case, folder: Path) -> float | None:
-    """One check; what the case refuses has to end in a ValueError, and answers None.
+    """One check; what the case refuses has to end in the ValueError that it names, and answers None.
 
     Raises:
         AssertionError: it failed, or did not refuse.
     """
     if name not in case.refuses:
         return CHECKS[name](case, folder)
+    expected = case.refuses[name]
     try:
         CHECKS[name](case, folder)
-    except ValueError:
+    except ValueError as error:
+        require(re.search(expected, str(error)), f"{name} has to be refused with {expected!r}, and it says: {error}")
         return None
     raise AssertionError(f"{name} is listed among what this family refuses, and was not refused")
 

@@ -20,6 +20,18 @@ from lightning_dfd.types import Conditioning, SampleKind
 PROMPTS = ("a cat", "two dogs run")
 
 
+def require(ok: Any, what: str) -> None:
+    if not ok:
+        raise AssertionError(what)
+
+
+def gap(ours: Tensor, theirs: Tensor) -> float:
+    """The largest absolute difference; infinite where the shapes differ or a number is not finite."""
+    if ours.shape != theirs.shape or not (ours.isfinite().all() and theirs.isfinite().all()):
+        return float("inf")
+    return float((ours - theirs).abs().max())
+
+
 @dataclass(frozen=True)
 class Case(Trial):
     """A backbone on a tiny pipeline, and what to try it with.

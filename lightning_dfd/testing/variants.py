@@ -35,16 +35,17 @@ def vary(case: Case, folder: Path, seed: int) -> tuple[Case, int, str]:
     (steps,) = draw.choices(list(STEPS), list(STEPS.values()))
     call = inspect.signature(getattr(diffusers, case.teacher.pipeline_name).__call__).parameters
     solvers = [name for name in FIRST_ORDER if name != "DPMSolverMultistepScheduler" or "sigmas" not in call]
-    scheduler = _scheduler(draw, dict(case.teacher.scheduler_config), solvers)
+    scheduler = _scheduler(draw, dict(case.teacher.configs.scheduler), solvers)
     link_with_scheduler(Path(case.source), folder, scheduler)
     text = case.text_length
-    if text == TEXT_LENGTH and not case.teacher.text_length_is_fixed:
+    least, most = case.teacher.text_limits()
+    if text == TEXT_LENGTH and least != most:
         text = draw.choice((11, TEXT_LENGTH, 19))
     frames, height, width = (
         side + draw.choice((-1, 0, 1)) * unit
         for side, unit in zip((case.size.frames, case.size.height, case.size.width), (4, 16, 16), strict=True)
     )
-    size = case.teacher.nearest_size(VideoSize(frames, height, width))
+    size = case.teacher.sizes().nearest(VideoSize(frames, height, width))
     words = f"{steps} steps, {size}, {text} text tokens, {json.dumps(scheduler)}"
     return replace(case, source=str(folder), text_length=text, size=size), steps, words
 

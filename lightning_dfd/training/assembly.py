@@ -42,11 +42,11 @@ def loss_terms(
     )
 
 
-def build_roles(transformer: nn.Module, student: StudentSettings, backbone: Backbone, seed: int, blank: bool) -> Roles:
-    """Roles on the teacher's network; `blank` copies get values when they are sharded."""
+def build_roles(transformer: nn.Module, student: StudentSettings, backbone: Backbone, seed: int, meta: bool) -> Roles:
+    """Roles on the teacher's network; `meta` copies get values when they are sharded."""
     options = {"ema": student.ema_decay is not None, "checkpointing": student.gradient_checkpointing}
     if student.mode == "full":
-        return FullRoles(transformer, **options, blank=blank)
+        return FullRoles(transformer, **options, meta=meta)
     targets = student.targets or backbone.targets_in(transformer)
     return LoraRoles(transformer, targets, student.rank, student.alpha or student.rank, seed=seed, **options)
 

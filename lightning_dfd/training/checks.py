@@ -22,10 +22,10 @@ def check_counts(gradient_clip: float, accumulate: int, seed: int) -> None:
 
 def check_student(student: StudentSettings, backbone: Backbone) -> None:
     """Raise ValueError for a student that cannot be built on this teacher."""
-    if backbone.quantization is not None:
-        backbone.quantization.check(student.mode)
+    if backbone.loader.quantization is not None:
+        backbone.loader.quantization.check(student.mode)
     if student.mode == "lora" and student.targets is not None:
-        check_targets(backbone.blank_transformer(), student.targets)
+        check_targets(backbone.meta_transformer(), student.targets)
 
 
 def check_data(backbone: Backbone, data: VideoDataModule) -> None:
@@ -53,12 +53,12 @@ def check_loss(
     cached = (data is not None and data.cache is not None) if known else None
     sizes = 1 if data is None else len(data.sizes)
     image = known and backbone.takes_image
-    check_terms(terms, TermRecipe(student_input, student.mode == "lora", backbone.offload, cached, image, sizes))
+    check_terms(terms, TermRecipe(student_input, student.mode == "lora", backbone.loader.offload, cached, image, sizes))
 
 
 def check_sharding(student: StudentSettings, backbone: Backbone) -> None:
     """Raise ValueError for what FSDP2 cannot shard."""
-    if backbone.quantization is not None or (backbone.offload and student.mode == "full"):
+    if backbone.loader.quantization is not None or (backbone.loader.offload and student.mode == "full"):
         raise ValueError(
             "trainer.strategy fsdp2 shards neither quantized weights nor a teacher that waits on the CPU; set "
             "model.quantization: null and model.offload: false, or take trainer.strategy: auto"

@@ -117,7 +117,7 @@ class Denoisers(LightningModule):
 
     def encode(self, batch: Batch) -> tuple[Tensor, Conditioning]:
         """Latents [B, ...] float32 and conditioning of a batch, from the cache or by the pipeline's encoders."""
-        self.backbone.to(self.device)
+        self.backbone.loader.to(self.device)
         if batch.latents is not None and batch.cond is not None:
             return batch.latents.float(), batch.cond
         if batch.video is None:
@@ -209,7 +209,7 @@ class Denoisers(LightningModule):
         start = None if resumed else self.init_from
         if start is not None:  # refused before the teacher is loaded
             saved.open_checkpoint(start, "model.init_from", self.student, self.backbone)
-        self.build_roles(self.backbone.load_transformer(), blank=mesh is not None)
+        self.build_roles(self.backbone.load_transformer(), meta=mesh is not None)
         if self.compiled:
             self.network.compile_blocks()
         if mesh is not None:
@@ -218,9 +218,9 @@ class Denoisers(LightningModule):
         if start is not None:
             self.load_weights(start, "model.init_from")
 
-    def build_roles(self, transformer: nn.Module, blank: bool = False) -> None:
-        """Roles on the teacher's network, and what terms train; `blank` copies get values when they are sharded."""
-        self.roles = build_roles(transformer, self.student, self.backbone, self.seed, blank)
+    def build_roles(self, transformer: nn.Module, meta: bool = False) -> None:
+        """Roles on the teacher's network, and what terms train; `meta` copies get values when they are sharded."""
+        self.roles = build_roles(transformer, self.student, self.backbone, self.seed, meta)
         modules, self.term_rates = build_term_modules(self.terms, transformer)
         self.term_modules.update(modules)
 

@@ -47,7 +47,7 @@ def recipe_facts(
     for term in terms:
         fixed |= term.facts()
     fixed |= student_facts(student, backbone.lora_targets)
-    exact = {**exact, "model.dtype": dtype, "model.quantization": str(backbone.quantization)}
+    exact = {**exact, "model.dtype": dtype, "model.quantization": str(backbone.loader.quantization)}
     if data is not None:
         fixed["data.frames, height, width"] = [data.size.frames, data.size.height, data.size.width]
         fixed["data.fps"] = data.fps

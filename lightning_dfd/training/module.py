@@ -110,7 +110,8 @@ class DistillationModule(Denoisers):
         teacher = expanded(teacher, "model.teacher")
         init_from = init_from and expanded(init_from, "model.init_from")
         frozen = backbone_from_pretrained(teacher, getattr(torch, dtype), max_sequence_length, backbone)
-        frozen.quantization, frozen.offload, frozen.vae_tiling = quantization, offload, vae_tiling
+        loader = frozen.loader
+        loader.quantization, loader.offload, loader.vae_tiling = quantization, offload, vae_tiling
         checks.check_student(student, frozen)
         loss = loss_terms(dmd, data_forcing, gan, diversity, terms or [], seed)
         super().__init__(frozen, student, sampling, dmd, loss, seed, compile, init_from)
@@ -255,7 +256,7 @@ class DistillationModule(Denoisers):
         return self.optimization.build(roles, terms)
 
     def on_fit_start(self) -> None:
-        if self.backbone.offload:
+        if self.backbone.loader.offload:
             self.network.offload_teacher(self.device)
 
     def on_train_start(self) -> None:

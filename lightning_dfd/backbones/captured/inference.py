@@ -17,7 +17,7 @@ from lightning_dfd.backbones.captured.recorder import Recording, same
 from lightning_dfd.types import VideoSize
 
 # Every check: what holds if it passes, and what a Backbone of one's own overrides if it does not.
-CHECKS: dict[str, tuple[str, str]] = {
+CAPTURE_CHECKS: dict[str, tuple[str, str]] = {
     "call": ("the pipeline runs from a prompt and a size, and has the usual components", "call and encode_prompts"),
     "sample": ("one network input is the sample that the scheduler is handed, or begins with its channels", "call"),
     "output": ("the network's output is what the scheduler is handed", "call or x0"),
@@ -46,15 +46,15 @@ class CaptureRefused(ValueError):
 
     Args:
         pipeline: the pipeline's class.
-        check: the name in CHECKS.
+        check: the name in CAPTURE_CHECKS.
         seen: what was found in its place.
     """
 
     def __init__(self, pipeline: str, check: str, seen: str) -> None:
-        holds, override = CHECKS[check]
+        holds, override = CAPTURE_CHECKS[check]
         super().__init__(
             f"{pipeline} cannot be distilled with model.backbone: captured. Check `{check}` failed "
-            f"({holds}): {seen}. Write a Backbone of its own that overrides {override} (docs/new_backbone.md)"
+            f"({holds}): {seen}. Write a Backbone for it that overrides {override} (docs/new_backbone.md)"
         )
         self.pipeline, self.check, self.seen = pipeline, check, seen
 

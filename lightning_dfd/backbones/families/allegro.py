@@ -3,21 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 from diffusers import AllegroPipeline
 from torch import Tensor
 
-from lightning_dfd.backbones.base import cleaned_captions
-from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import Scaled
 from lightning_dfd.backbones.discrete import few_step_discrete_scheduler
+from lightning_dfd.backbones.encoding import cleaned_captions
+from lightning_dfd.backbones.meta import dtype_of
+from lightning_dfd.backbones.sizes import Sizes
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 TILE_FRAMES = 24  # of a tile of the VAE, as the overlaps of tiles a constant of its class
 OVERLAP_FRAMES, OVERLAP_HEIGHT, OVERLAP_WIDTH = 8, 120, 80
 MOST_TILES = 64  # along an axis; more than any video has
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeTiles(Sizes):
+    """Sizes that whole tiles of the VAE cover. It leaves black what they do not cover, and says nothing.
+
+    Args:
+        tile: height and width of a tile.
+    """
+
+    tile: int
+
+    def lengths(self) -> tuple[list[int], list[int], list[int]]:
+        """The frames, heights and widths that the VAE's tiles cover and the network's patches divide."""
+        return (
+            _covered(TILE_FRAMES, OVERLAP_FRAMES, self.compression[0]),
+            _covered(self.tile, OVERLAP_HEIGHT, self.side_multiple),
+            _covered(self.tile, OVERLAP_WIDTH, self.side_multiple),
+        )
+
+    def nearest(self, size: VideoSize) -> VideoSize:
+        frames, height, width = self.lengths()
+        return VideoSize(_nearest(size.frames, frames), _nearest(size.height, height), _nearest(size.width, width))
+
+    def rule(self) -> str:
+        frames, height, width = (", ".join(map(str, lengths[:4])) for lengths in self.lengths())
+        return (
+            "whole tiles of the VAE have to cover the video, "
+            f"so frames can be {frames}, ..., the height {height}, ... and the width {width}, ..."
+        )
 
 
 class AllegroBackbone(Scaled):
@@ -29,33 +61,16 @@ class AllegroBackbone(Scaled):
         return 512  # the default of the pipeline's call
 
     def compression(self) -> tuple[int, int]:
-        return int(self.vae_config["temporal_compression_ratio"]), 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+        vae = self.configs.vae
+        return int(vae["temporal_compression_ratio"]), 2 ** (len(vae["block_out_channels"]) - 1)
 
     def latent_shape(self, size: VideoSize) -> tuple[int, ...]:
         """The first frame has no latent frame of its own here."""
         channels, _, height, width = super().latent_shape(size)
         return channels, size.frames // self.compression()[0], height, width
 
-    def nearest_size(self, size: VideoSize) -> VideoSize:
-        """A size that whole tiles cover. The VAE leaves black what they do not cover, and says nothing."""
-        frames, height, width = self._sides()
-        return VideoSize(_nearest(size.frames, frames), _nearest(size.height, height), _nearest(size.width, width))
-
-    def size_rule(self) -> str:
-        frames, height, width = (", ".join(map(str, sides[:4])) for sides in self._sides())
-        return (
-            "whole tiles of the VAE have to cover the video, "
-            f"so frames can be {frames}, ..., the height {height}, ... and the width {width}, ..."
-        )
-
-    def _sides(self) -> tuple[list[int], list[int], list[int]]:
-        """The frames, heights and widths that the VAE's tiles cover and the network's patches divide."""
-        side, multiple = int(self.vae_config["sample_size"]), self.side_multiple()
-        return (
-            _covered(TILE_FRAMES, OVERLAP_FRAMES, self.compression()[0]),
-            _covered(side, OVERLAP_HEIGHT, multiple),
-            _covered(side, OVERLAP_WIDTH, multiple),
-        )
+    def sizes(self) -> WholeTiles:
+        return WholeTiles(**vars(super().sizes()), tile=int(self.configs.vae["sample_size"]))
 
     def prepare(self, pipe: Any, guidance: float = 1.0) -> None:
         """The VAE can do nothing but tiles, and these of one video at a time."""
@@ -89,7 +104,7 @@ class AllegroBackbone(Scaled):
         return AllegroPipeline._prepare_rotary_positional_embeddings(shell, len(x_t), height, width, frames, x_t.device)
 
     def decode(self, latents: Tensor) -> Tensor:
-        frames: Tensor = self.vae.decode(latents).sample  # [B, F, C, H, W]
+        frames: Tensor = self.loader.vae.decode(latents).sample  # [B, F, C, H, W]
         return frames.transpose(1, 2)
 
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:

@@ -12,9 +12,10 @@ from diffusers import CogVideoXPipeline
 from torch import Tensor
 
 from lightning_dfd.backbones.base import Backbone
-from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.discrete import few_step_discrete_scheduler
 from lightning_dfd.backbones.images import ImageChannels
+from lightning_dfd.backbones.meta import dtype_of
+from lightning_dfd.backbones.sizes import Sizes
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 
@@ -24,33 +25,29 @@ class CogVideoXBackbone(Backbone):
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
     def text_length(self) -> int:
-        return int(self.transformer_config["max_text_seq_length"])
+        return int(self.configs.transformer["max_text_seq_length"])
 
     def compression(self) -> tuple[int, int]:
-        return int(self.vae_config["temporal_compression_ratio"]), 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+        vae = self.configs.vae
+        return int(vae["temporal_compression_ratio"]), 2 ** (len(vae["block_out_channels"]) - 1)
 
-    @property
-    def text_length_is_fixed(self) -> bool:
+    def text_limits(self) -> tuple[int, int | None]:
         """Positions of the 2B and of I2V are added to text and video together, for so many text tokens."""
-        return not self.transformer_config.get("use_rotary_positional_embeddings") or self._learned
+        if self.configs.transformer.get("use_rotary_positional_embeddings") and not self._learned:
+            return super().text_limits()
+        return self.text_length(), self.text_length()
 
     @property
     def _learned(self) -> bool:
-        return bool(self.transformer_config.get("use_learned_positional_embeddings"))
+        return bool(self.configs.transformer.get("use_learned_positional_embeddings"))
 
-    def nearest_size(self, size: VideoSize) -> VideoSize:
+    def sizes(self) -> Sizes:
         """With learned positions, as the 5B I2V of 1.0 has them, the network takes one height and width."""
-        nearest = super().nearest_size(size)
         if not self._learned:
-            return nearest
-        height, width = (int(self.transformer_config[f"sample_{side}"]) for side in ("height", "width"))
+            return super().sizes()
+        height, width = (int(self.configs.transformer[f"sample_{side}"]) for side in ("height", "width"))
         spatial = self.compression()[1]
-        return replace(nearest, height=height * spatial, width=width * spatial)
-
-    def size_rule(self) -> str:
-        if not self._learned:
-            return super().size_rule()
-        return f"{super().size_rule().split(' and ')[0]} and the sides those of the network's learned positions"
+        return replace(super().sizes(), sides=(height * spatial, width * spatial))
 
     def latent_shape(self, size: VideoSize) -> tuple[int, ...]:
         temporal, spatial = self.compression()
@@ -58,10 +55,10 @@ class CogVideoXBackbone(Backbone):
         return frames, self.latent_channels(), size.height // spatial, size.width // spatial
 
     def normalise(self, latents: Tensor) -> Tensor:
-        return latents.transpose(1, 2) * self.vae_config["scaling_factor"]
+        return latents.transpose(1, 2) * float(self.configs.vae["scaling_factor"])
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        return latents.transpose(1, 2) / self.vae_config["scaling_factor"]
+        return latents.transpose(1, 2) / float(self.configs.vae["scaling_factor"])
 
     def decode(self, latents: Tensor) -> Tensor:
         """Of an even number of latent frames the VAE makes four frames of the first as well, not one: the last of them
@@ -100,14 +97,14 @@ class CogVideoXImageBackbone(ImageChannels, CogVideoXBackbone):
 
     channel_axis = 2
 
-    def input_channels(self) -> int:
-        return 2 * self.latent_channels()
+    def network_channels(self) -> tuple[int, int]:
+        return 2 * self.latent_channels(), self.latent_channels()
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, frames: int) -> Conditioning:
         latents = self.encode_videos(images.unsqueeze(2))
-        if self.vae_config.get("invert_scale_latents"):  # 1.5 was trained on images scaled the other way
-            latents = latents / self.vae_config["scaling_factor"] ** 2
+        if self.configs.vae.get("invert_scale_latents"):  # 1.5 was trained on images scaled the other way
+            latents = latents / self.configs.vae["scaling_factor"] ** 2
         on_all_frames = latents.new_zeros(len(latents), (frames - 1) // self.compression()[0] + 1, *latents.shape[2:])
         on_all_frames[:, :1] = latents
         return Conditioning({"image_latents": on_all_frames})

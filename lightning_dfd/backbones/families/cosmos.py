@@ -6,19 +6,19 @@ Axis legend: B batch, C channels, f, h, w frames, height and width of latents.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
-from diffusers.utils import is_torchvision_available
-from torch import Tensor, nn
+from diffusers.utils.import_utils import is_torchvision_available
+from torch import Tensor
 
-from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
 from lightning_dfd.backbones.images import GivenFirstFrame
-from lightning_dfd.backbones.loading import load_part, load_pipeline
+from lightning_dfd.backbones.meta import dtype_of
+from lightning_dfd.backbones.sizes import Sizes
 from lightning_dfd.diffusion.noise import NoiseSchedule
 from lightning_dfd.diffusion.solvers import SolverStep
 from lightning_dfd.types import Conditioning, SampleKind
@@ -43,33 +43,37 @@ class Cosmos25Backbone(PerChannel):
         return 512  # the default of the pipeline's call
 
     def compression(self) -> tuple[int, int]:
-        halved = self.vae_config["temperal_downsample"]
+        halved = self.configs.vae["temperal_downsample"]
         return 2 ** sum(halved), 2 ** len(halved)
 
-    def input_channels(self) -> int:
-        return self.latent_channels() + 1  # the network's last channel says which frames are given
+    def check_teacher(self) -> None:
+        super().check_teacher()
+        if self.configs.transformer["concat_padding_mask"] and not is_torchvision_available():
+            raise ImportError(
+                f"the network of {self.source} resizes a mask by torchvision, which is not installed; "
+                "pip install torchvision, in the version that goes with your torch"
+            )
 
-    def most_patches(self) -> tuple[int, int, int]:
+    def network_channels(self) -> tuple[int, int]:
+        return self.latent_channels() + 1, self.latent_channels()  # its last channel says which frames are given
+
+    def sizes(self) -> Sizes:
         """Rotary positions are made for the longest axis, learned ones for each."""
-        config = self.transformer_config
+        config = self.configs.transformer
         most = [size // patch for size, patch in zip(config["max_size"], config["patch_size"], strict=True)]
         frames, height, width = most if config.get("extra_pos_embed_type", "learnable") else [max(most)] * 3
-        return frames, height, width
+        return replace(super().sizes(), most_patches=(frames, height, width))
 
     def encoder_widths(self) -> dict[str, int | None]:
-        return {"text_encoder": self.text_width()}
+        projected = self.configs.transformer.get("use_crossattn_projection")
+        width = "crossattn_proj_in_channels" if projected else "encoder_hidden_states_channels"
+        return {"text_encoder": int(self.configs.transformer[width])}
 
     def features_of(self, name: str, config: Mapping[str, Any]) -> int | None:
         """The pipeline joins what all layers of its text encoder say."""
         features = super().features_of(name, config)
         layers = config.get("text_config", config).get("num_hidden_layers")
         return None if features is None or layers is None else features * int(layers)
-
-    def text_width(self) -> int:
-        projected = self.transformer_config.get("use_crossattn_projection")
-        return int(
-            self.transformer_config["crossattn_proj_in_channels" if projected else "encoder_hidden_states_channels"]
-        )
 
     def guidance_arguments(self, scale: float) -> dict[str, float]:
         """Cosmos counts from the conditional prediction, cond + g (cond - uncond): g = scale - 1.
@@ -112,30 +116,8 @@ class Cosmos25Backbone(PerChannel):
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
         return few_step_flow_scheduler(steps, kind)
 
-    # Part by part: the pipeline's constructor wants a VAE, and a safety checker that it else downloads.
-
-    def load_transformer(self) -> nn.Module:
-        if self.transformer_config["concat_padding_mask"] and not is_torchvision_available():
-            raise ImportError(
-                f"the network of {self.source} resizes a mask by torchvision, which is not installed; "
-                "pip install torchvision, in the version that goes with your torch"
-            )
-        return self._load(CosmosTransformer3DModel, "transformer")
-
-    @cached_property
-    def vae(self) -> Any:
-        vae = self._load(AutoencoderKLWan, "vae")
-        self.prepare_vae(vae)
-        return vae.to(self.device)
-
-    def _load(self, kind: Any, folder: str) -> nn.Module:
-        return load_part(self.location, folder, kind, self.dtype).eval().requires_grad_(False)
-
-    @cached_property
-    def encoders(self) -> Any:
-        pipe = load_pipeline(self.location, self.dtype, transformer=None, vae=self.vae, safety_checker=NotAsked())
-        pipe.text_encoder.eval().requires_grad_(False).to(self.device)
-        return pipe
+    def stand_ins(self) -> dict[str, Any]:
+        return super().stand_ins() | {"safety_checker": NotAsked()}
 
 
 class Cosmos25ImageBackbone(GivenFirstFrame, Cosmos25Backbone):

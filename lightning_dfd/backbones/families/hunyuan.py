@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import Scaled
 from lightning_dfd.backbones.flow import few_step_own_scheduler
+from lightning_dfd.backbones.meta import dtype_of
 from lightning_dfd.diffusion.noise import shifted_steps
 from lightning_dfd.diffusion.solvers import SolverStep, teacher_times
 from lightning_dfd.types import Conditioning, SampleKind
@@ -31,16 +31,15 @@ class HunyuanVideoBackbone(Scaled):
         "ff.net.2",
         "proj_mlp",
     )
-    text_parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
     def text_length(self) -> int:
         return 256  # the default of the pipeline's call, without its template
 
     def compression(self) -> tuple[int, int]:
-        return int(self.vae_config["temporal_compression_ratio"]), int(self.vae_config["spatial_compression_ratio"])
+        return int(self.configs.vae["temporal_compression_ratio"]), int(self.configs.vae["spatial_compression_ratio"])
 
     def encoder_widths(self) -> dict[str, int | None]:
-        return super().encoder_widths() | {"text_encoder_2": self.transformer_config.get("pooled_projection_dim")}
+        return super().encoder_widths() | {"text_encoder_2": self.configs.transformer.get("pooled_projection_dim")}
 
     def guidance_arguments(self, scale: float) -> dict[str, float]:
         """The pipeline's `guidance_scale` is the embedded one; real guidance is `true_cfg_scale`."""
@@ -48,19 +47,19 @@ class HunyuanVideoBackbone(Scaled):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        embeds, pooled, mask = self.encoders.encode_prompt(
-            list(prompts), max_sequence_length=self.max_sequence_length, device=self.device
+        embeds, pooled, mask = self.loader.encoders.encode_prompt(
+            list(prompts), max_sequence_length=self.max_sequence_length, device=self.loader.device
         )
         names = ("prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask")
         return Conditioning(dict(zip(names, (embeds, pooled, mask), strict=True)))
 
-    def blank_prompts(self, batch_size: int) -> Conditioning:
-        pooled = torch.zeros(batch_size, self.transformer_config["pooled_projection_dim"], dtype=self.dtype)
-        return super().blank_prompts(batch_size) | Conditioning({"pooled_prompt_embeds": pooled})
+    def dummy_prompts(self, batch_size: int) -> Conditioning:
+        pooled = torch.zeros(batch_size, self.configs.transformer["pooled_projection_dim"], dtype=self.dtype)
+        return super().dummy_prompts(batch_size) | Conditioning({"pooled_prompt_embeds": pooled})
 
     def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[SolverStep, ...]:
         own = np.linspace(1.0, 0.0, num_steps + 1)[:-1]  # as the pipeline: a last digit decides how timesteps round
-        return teacher_times(self.scheduler_config, num_steps, sigmas=own)
+        return teacher_times(self.configs.scheduler, num_steps, sigmas=own)
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         dtype = dtype_of(transformer)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, HunyuanVideo15Transformer3DModel
 from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_dfd.backbones.base import Backbone
-from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.families.hunyuan import HunyuanVideoBackbone
 from lightning_dfd.backbones.images import ImageChannels, to_pictures
-from lightning_dfd.backbones.loading import load_part, read_config
+from lightning_dfd.backbones.meta import dtype_of
+from lightning_dfd.backbones.sizes import Sizes
 from lightning_dfd.types import Conditioning, VideoSize
 
 LETTER_TOKENS = 256  # of the second text encoder, an attribute of the pipeline as well
@@ -32,11 +32,11 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
     def text_length(self) -> int:
         return 1000  # an attribute of the pipeline, and none of its call's arguments
 
-    def input_channels(self) -> int:
-        return 2 * self.latent_channels() + 1  # see network_input
+    def network_channels(self) -> tuple[int, int]:
+        return 2 * self.latent_channels() + 1, self.latent_channels()  # see network_input
 
     def encoder_widths(self) -> dict[str, int | None]:
-        return super().encoder_widths() | {"text_encoder_2": self.transformer_config.get("text_embed_2_dim")}
+        return super().encoder_widths() | {"text_encoder_2": self.configs.transformer.get("text_embed_2_dim")}
 
     def guidance_arguments(self, scale: float) -> dict[str, float]:
         """None: the pipeline's guider has the scale, see `prepare`."""
@@ -60,14 +60,14 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        tensors = self.encoders.encode_prompt(list(prompts), device=self.device, batch_size=len(prompts))
+        tensors = self.loader.encoders.encode_prompt(list(prompts), device=self.loader.device, batch_size=len(prompts))
         names = ("prompt_embeds", "prompt_attention_mask", "prompt_embeds_2", "prompt_attention_mask_2")
         return Conditioning(dict(zip(names, tensors, strict=True)))
 
-    def blank_prompts(self, batch_size: int) -> Conditioning:
-        first = Backbone.blank_prompts(self, batch_size)
+    def dummy_prompts(self, batch_size: int) -> Conditioning:
+        first = Backbone.dummy_prompts(self, batch_size)
         letters = (batch_size, LETTER_TOKENS)
-        embeds = torch.zeros(*letters, self.transformer_config["text_embed_2_dim"], dtype=self.dtype)
+        embeds = torch.zeros(*letters, self.configs.transformer["text_embed_2_dim"], dtype=self.dtype)
         second = {"prompt_embeds_2": embeds, "prompt_attention_mask_2": torch.ones(letters, dtype=torch.int64)}
         return first | Conditioning(second)
 
@@ -91,27 +91,41 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
 
     def _image_embeds(self, x_t: Tensor, cond: Conditioning) -> Tensor:
         """Zeros, by which the network knows that there is no image."""
-        return x_t.new_zeros(len(x_t), IMAGE_TOKENS, self.transformer_config["image_embed_dim"])
+        return x_t.new_zeros(len(x_t), IMAGE_TOKENS, self.configs.transformer["image_embed_dim"])
 
-    def load_transformer(self) -> nn.Module:
-        """By itself: this pipeline cannot be made without its VAE."""
-        config = None if self.quantization is None else self.quantization.config(self.dtype)
-        kind = HunyuanVideo15Transformer3DModel
-        transformer = load_part(self.location, "transformer", kind, self.dtype, quantization_config=config)
-        return transformer.eval().requires_grad_(False)
+
+@dataclass(frozen=True, kw_only=True)
+class Cropped(Sizes):
+    """Sizes to which the pipeline crops images: those of about as many pixels as its network knows.
+
+    Args:
+        target: side of a square of so many pixels.
+    """
+
+    target: int
+
+    def nearest(self, size: VideoSize) -> VideoSize:
+        processor, last = HunyuanVideo15ImageProcessor(vae_scale_factor=self.compression[1]), None
+        sides = size.height, size.width
+        while sides != last:  # ratios are rounded, so a few of the sides lead on to the next
+            last = sides
+            sides = processor.calculate_default_height_width(*sides, self.target)
+        return VideoSize(super().nearest(size).frames, *sides)
+
+    def rule(self) -> str:
+        frames = f"{self.compression[0]}k + 1"
+        return f"frames must be {frames} and the sides those to which the pipeline crops for {self.target}"
 
 
 class HunyuanVideo15ImageBackbone(ImageChannels, HunyuanVideo15Backbone):
     """Image-to-video: the first frame's latents and mask are further channels, its SigLIP features further text."""
 
-    image_parts = ("image_encoder", "feature_extractor")
-
     def encoder_widths(self) -> dict[str, int | None]:
-        return super().encoder_widths() | {"image_encoder": self.transformer_config.get("image_embed_dim")}
+        return super().encoder_widths() | {"image_encoder": self.configs.transformer.get("image_embed_dim")}
 
     def check_teacher(self) -> None:
         super().check_teacher()
-        if self.transformer_config["use_meanflow"]:
+        if self.configs.transformer["use_meanflow"]:
             raise ValueError(
                 f"the network of {self.source} was distilled to few steps already: it is told the next time as well "
                 "(use_meanflow); take the teacher that it was made from"
@@ -124,33 +138,22 @@ class HunyuanVideo15ImageBackbone(ImageChannels, HunyuanVideo15Backbone):
             len(latents), latents.shape[1] + 1, (frames - 1) // self.compression()[0] + 1, *latents.shape[3:]
         )
         channels[:, :-1, :1], channels[:, -1, 0] = latents, 1.0
-        embeds = [self.encoders.encode_image(one, 1, self.device, self.dtype) for one in to_pictures(images)]
+        encode, device = self.loader.encoders.encode_image, self.loader.device
+        embeds = [encode(one, 1, device, self.dtype) for one in to_pictures(images)]
         return Conditioning({"image_latents": channels, "image_embeds": torch.cat(embeds)})
 
-    def blank_images(self, batch_size: int, size: VideoSize) -> Conditioning:
-        encoder = read_config(AutoencoderKL, self.location, "image_encoder")
+    def dummy_images(self, batch_size: int, size: VideoSize) -> Conditioning:
+        encoder = self.configs.part("image_encoder")
         tokens = (encoder["image_size"] // encoder["patch_size"]) ** 2
-        embeds = torch.zeros(batch_size, tokens, self.transformer_config["image_embed_dim"], dtype=self.dtype)
-        return super().blank_images(batch_size, size) | Conditioning({"image_embeds": embeds})
+        embeds = torch.zeros(batch_size, tokens, self.configs.transformer["image_embed_dim"], dtype=self.dtype)
+        return super().dummy_images(batch_size, size) | Conditioning({"image_embeds": embeds})
 
     def _image_embeds(self, x_t: Tensor, cond: Conditioning) -> Tensor:
         return cond["image_embeds"]
 
     def size_arguments(self, size: VideoSize) -> dict[str, int]:
-        """The pipeline takes height and width from the image, as `nearest_size` does."""
+        """The pipeline takes height and width from the image, as `Cropped` does."""
         return {"num_frames": size.frames}
 
-    def nearest_size(self, size: VideoSize) -> VideoSize:
-        """One of the sides that the pipeline crops images to: those of about as many pixels as its network knows."""
-        processor, last = HunyuanVideo15ImageProcessor(vae_scale_factor=self.compression()[1]), None
-        sides = size.height, size.width
-        while sides != last:  # ratios are rounded, so a few of the sides lead on to the next
-            last = sides
-            sides = processor.calculate_default_height_width(*sides, self.transformer_config["target_size"])
-        return VideoSize(super().nearest_size(size).frames, *sides)
-
-    def size_rule(self) -> str:
-        pixels = self.transformer_config["target_size"]
-        return (
-            f"frames must be {self.compression()[0]}k + 1 and the sides those to which the pipeline crops for {pixels}"
-        )
+    def sizes(self) -> Cropped:
+        return Cropped(**vars(super().sizes()), target=self.configs.transformer["target_size"])

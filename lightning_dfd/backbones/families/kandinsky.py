@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from diffusers import Kandinsky5I2VPipeline
 from torch import Tensor, nn
 
 from lightning_dfd.backbones.base import Backbone
-from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
 from lightning_dfd.backbones.images import GivenFirstFrame, refuse_renoise
+from lightning_dfd.backbones.meta import dtype_of
+from lightning_dfd.backbones.sizes import Sizes
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 
@@ -32,21 +34,22 @@ class Kandinsky5Backbone(Backbone):
         "feed_forward.in_layer",
         "feed_forward.out_layer",
     )
-    text_parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     given_frames = 0  # frames of the latents that are an image's, free of noise
-    longest_text = 1024  # as `most_patches` a default of the network's position embeddings, in no config
 
     def text_length(self) -> int:
         return 512  # the default of the pipeline's call, without its template
 
     def compression(self) -> tuple[int, int]:
-        return int(self.vae_config["temporal_compression_ratio"]), int(self.vae_config["spatial_compression_ratio"])
+        return int(self.configs.vae["temporal_compression_ratio"]), int(self.configs.vae["spatial_compression_ratio"])
 
-    def most_patches(self) -> tuple[int, int, int]:
-        return 128, 128, 128
+    def text_limits(self) -> tuple[int, int | None]:
+        return 1, 1024  # as `most_patches` a default of the network's position embeddings, in no config
+
+    def sizes(self) -> Sizes:
+        return replace(super().sizes(), most_patches=(128, 128, 128))
 
     def encoder_widths(self) -> dict[str, int | None]:
-        return super().encoder_widths() | {"text_encoder_2": self.transformer_config.get("in_text_dim2")}
+        return super().encoder_widths() | {"text_encoder_2": self.configs.transformer.get("in_text_dim2")}
 
     def latent_shape(self, size: VideoSize) -> tuple[int, ...]:
         temporal, spatial = self.compression()
@@ -54,10 +57,10 @@ class Kandinsky5Backbone(Backbone):
         return frames, size.height // spatial, size.width // spatial, self.latent_channels()
 
     def normalise(self, latents: Tensor) -> Tensor:
-        return latents.permute(0, 2, 3, 4, 1) * self.vae_config["scaling_factor"]
+        return latents.permute(0, 2, 3, 4, 1) * float(self.configs.vae["scaling_factor"])
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        return latents.permute(0, 4, 1, 2, 3) / self.vae_config["scaling_factor"]
+        return latents.permute(0, 4, 1, 2, 3) / float(self.configs.vae["scaling_factor"])
 
     def pipeline_latents(self, latents: Tensor, cond: Conditioning) -> Tensor:
         """The network's input, in memory of its own: the pipeline writes into what it is given."""
@@ -66,7 +69,7 @@ class Kandinsky5Backbone(Backbone):
     def network_input(self, x_t: Tensor, cond: Conditioning) -> Tensor:
         """With as many channels more, which are always zero, and a mask of the frames that an image gives."""
         x_t = super().network_input(x_t, cond)
-        if not self.transformer_config["visual_cond"]:
+        if not self.configs.transformer["visual_cond"]:
             return x_t
         mask = torch.zeros_like(x_t[..., :1])
         mask[:, : self.given_frames] = 1.0
@@ -75,7 +78,7 @@ class Kandinsky5Backbone(Backbone):
     def check_teacher(self) -> None:
         """As for other families, and that the network has no sparse attention, which runs on flex attention alone."""
         super().check_teacher()
-        if (kind := self.transformer_config["attention_type"]) != "regular":
+        if (kind := self.configs.transformer["attention_type"]) != "regular":
             raise ValueError(
                 f"{self.source} has attention_type {kind!r}; only 'regular' is supported, as in "
                 "kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers: set model.teacher to such a pipeline"
@@ -89,8 +92,8 @@ class Kandinsky5Backbone(Backbone):
         """
         parts = []
         for prompt in prompts:
-            embeds, pooled, _ = self.encoders.encode_prompt(
-                [prompt], max_sequence_length=self.max_sequence_length, device=self.device
+            embeds, pooled, _ = self.loader.encoders.encode_prompt(
+                [prompt], max_sequence_length=self.max_sequence_length, device=self.loader.device
             )
             length = embeds.shape[1]
             named = {
@@ -101,13 +104,13 @@ class Kandinsky5Backbone(Backbone):
             parts.append(Conditioning(named))
         return Conditioning.cat(parts)
 
-    def blank_prompts(self, batch_size: int) -> Conditioning:
+    def dummy_prompts(self, batch_size: int) -> Conditioning:
         """As long as they can be."""
         further = {
             "prompt_length": torch.full((batch_size,), self.max_sequence_length),
-            "pooled_prompt_embeds": torch.zeros(batch_size, self.transformer_config["in_text_dim2"], dtype=self.dtype),
+            "pooled_prompt_embeds": torch.zeros(batch_size, self.configs.transformer["in_text_dim2"], dtype=self.dtype),
         }
-        return super().blank_prompts(batch_size) | Conditioning(further)
+        return super().dummy_prompts(batch_size) | Conditioning(further)
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         """Prompts of different length in calls of their own, as the network has no mask for padding."""
@@ -140,7 +143,9 @@ class Kandinsky5ImageBackbone(GivenFirstFrame, Kandinsky5Backbone):
 
     frame_axis = 1
     given_frames = 1
-    least_frames = 17  # five of latents: `finish` takes the fifth for a measure
+
+    def sizes(self) -> Sizes:
+        return replace(super().sizes(), least_frames=17)  # five of latents: `finish` takes the fifth for a measure
 
     def finish(self, latents: Tensor) -> Tensor:
         """Mean and spread of the first four frames drawn to those of the next five, against a mesh that some show.

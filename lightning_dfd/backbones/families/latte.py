@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_dfd.backbones.base import cleaned_captions
-from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import Scaled
 from lightning_dfd.backbones.discrete import few_step_discrete_scheduler
+from lightning_dfd.backbones.encoding import cleaned_captions
+from lightning_dfd.backbones.meta import dtype_of
+from lightning_dfd.backbones.sizes import Sizes
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 
@@ -26,25 +27,20 @@ class LatteBackbone(Scaled):
 
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
-    @property
-    def text_length_is_fixed(self) -> bool:
-        return True
-
     def text_length(self) -> int:
         return 120  # fixed in the pipeline's encode_prompt
 
+    def text_limits(self) -> tuple[int, int | None]:
+        return 120, 120
+
     def compression(self) -> tuple[int, int]:
-        return 1, 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+        return 1, 2 ** (len(self.configs.vae["block_out_channels"]) - 1)
 
-    def output_channels(self) -> int:
-        return 2 * self.latent_channels()  # see call
+    def network_channels(self) -> tuple[int, int]:
+        return self.latent_channels(), 2 * self.latent_channels()  # see call
 
-    def nearest_size(self, size: VideoSize) -> VideoSize:
-        return replace(super().nearest_size(size), frames=self.transformer_config["video_length"])
-
-    def size_rule(self) -> str:
-        frames = self.transformer_config["video_length"]
-        return f"frames must be {frames}, for which the network has positions, and both sides {self.side_multiple()}k"
+    def sizes(self) -> Sizes:
+        return replace(super().sizes(), frames=self.configs.transformer["video_length"])
 
     def size_arguments(self, size: VideoSize) -> dict[str, int]:
         return {"video_length": size.frames, "height": size.height, "width": size.width}
@@ -52,21 +48,21 @@ class LatteBackbone(Scaled):
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """The embeddings of all 120 tokens, padding included, and the mask of the prompt's own."""
-        embeds, _ = self.encoders.encode_prompt(
+        embeds, _ = self.loader.encoders.encode_prompt(
             list(prompts),
             do_classifier_free_guidance=False,
             **cleaned_captions(),
             mask_feature=False,
-            device=self.device,
+            device=self.loader.device,
         )
-        tokens = self.encoders.tokenizer(
-            self.encoders._text_preprocessing(list(prompts), **cleaned_captions()),
+        tokens = self.loader.encoders.tokenizer(
+            self.loader.encoders._text_preprocessing(list(prompts), **cleaned_captions()),
             padding="max_length",
             max_length=self.max_sequence_length,
             truncation=True,
             return_tensors="pt",
         )
-        mask = tokens.attention_mask.to(self.device)
+        mask = tokens.attention_mask.to(self.loader.device)
         return Conditioning({"prompt_embeds": embeds, "prompt_attention_mask": mask})
 
     def unconditional(self, negative: Conditioning, cond: Conditioning) -> Conditioning:
@@ -89,11 +85,13 @@ class LatteBackbone(Scaled):
         return output.chunk(2, dim=1)[0]
 
     def encode(self, videos: Tensor) -> Tensor:
-        frames = [self.vae.encode(frame).latent_dist.mode() for frame in videos.unbind(2)]  # one by one, for memory
+        frames = [
+            self.loader.vae.encode(frame).latent_dist.mode() for frame in videos.unbind(2)
+        ]  # one by one, for memory
         return torch.stack(frames, dim=2)
 
     def decode(self, latents: Tensor) -> Tensor:
-        return torch.stack([self.vae.decode(frame).sample for frame in latents.unbind(2)], dim=2)
+        return torch.stack([self.loader.vae.decode(frame).sample for frame in latents.unbind(2)], dim=2)
 
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
         return few_step_discrete_scheduler(self.schedule, steps, kind)

@@ -9,10 +9,10 @@ import numpy as np
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from torch import Tensor
 
-from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_own_scheduler
 from lightning_dfd.backbones.images import GivenFirstFrame, refuse_renoise, token_times
+from lightning_dfd.backbones.meta import dtype_of
 from lightning_dfd.diffusion.noise import shifted_steps
 from lightning_dfd.diffusion.solvers import SolverStep, teacher_times
 from lightning_dfd.types import Conditioning, SampleKind
@@ -29,20 +29,20 @@ class LTXBackbone(PerChannel):
         return 128  # the default of the pipeline's call
 
     def compression(self) -> tuple[int, int]:
-        config = self.vae_config
+        config = self.configs.vae
         halvings = 2 ** sum(config["spatio_temporal_scaling"])
         temporal, spatial = (config.get(f"{axis}_compression_ratio") for axis in ("temporal", "spatial"))
         return temporal or config["patch_size_t"] * halvings, spatial or config["patch_size"] * halvings
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """They are among the VAE's weights here, not in its config."""
-        return self.vae.latents_mean, self.vae.latents_std / self.vae_config["scaling_factor"]
+        return self.loader.vae.latents_mean, self.loader.vae.latents_std / self.configs.vae["scaling_factor"]
 
     def check_teacher(self) -> None:
         super().check_teacher()
-        if self.patches() != (1, 1):
+        if (patch := self.sizes().patch) != (1, 1):
             raise ValueError(
-                f"the network of {self.source} has patches of {self.patches()} latent frames and rows; only (1, 1), as "
+                f"the network of {self.source} has patches of {patch} latent frames and rows; only (1, 1), as "
                 "all published ones have, is supported: set model.teacher to such a pipeline"
             )
 
@@ -50,15 +50,16 @@ class LTXBackbone(PerChannel):
         return latents.flatten(2).transpose(1, 2)
 
     def unpack(self, packed: Tensor, shape: Sequence[int]) -> Tensor:
-        return packed.transpose(1, 2).unflatten(2, tuple(shape[1:]))
+        latents: Tensor = packed.transpose(1, 2).unflatten(2, tuple(shape[1:]))
+        return latents
 
     def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[SolverStep, ...]:
         """Shifted by the number of tokens, and stretched, as the pipeline's own call does."""
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-        values = (self.scheduler_config[name] for name in names)
+        values = (self.configs.scheduler[name] for name in names)
         tokens = shape[1] * shape[2] * shape[3]
         own = np.linspace(1.0, 1 / num_steps, num_steps)  # as the pipeline: a last digit decides how timesteps round
-        return teacher_times(self.scheduler_config, num_steps, sigmas=own, mu=calculate_shift(tokens, *values))
+        return teacher_times(self.configs.scheduler, num_steps, sigmas=own, mu=calculate_shift(tokens, *values))
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         shape = x_t.shape[1:]
@@ -82,8 +83,8 @@ class LTXBackbone(PerChannel):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Later VAEs denoise while they decode; like the pipeline by default we tell them that there is no noise."""
-        timestep = latents.new_zeros(len(latents)) if self.vae_config["timestep_conditioning"] else None
-        frames: Tensor = self.vae.decode(latents, timestep).sample
+        timestep = latents.new_zeros(len(latents)) if self.configs.vae["timestep_conditioning"] else None
+        frames: Tensor = self.loader.vae.decode(latents, timestep).sample
         return frames
 
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:

@@ -8,9 +8,9 @@ from typing import Any
 from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 from torch import Tensor
 
-from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_own_scheduler
+from lightning_dfd.backbones.meta import dtype_of
 from lightning_dfd.diffusion.solvers import SolverStep, teacher_times
 from lightning_dfd.types import Conditioning, SampleKind
 
@@ -34,7 +34,7 @@ class MochiBackbone(PerChannel):
         return Conditioning.cat([encode([prompt]) for prompt in prompts])
 
     def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[SolverStep, ...]:
-        return teacher_times(self.scheduler_config, num_steps, inverted=True, sigmas=own_times(num_steps))
+        return teacher_times(self.configs.scheduler, num_steps, inverted=True, sigmas=own_times(num_steps))
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         """The network is told 1000 (1 - t) and answers x0 - eps: turned here, so that the rest sees plain flow."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
 from lightning_dfd.backbones.images import GivenFirstFrame, refuse_renoise, token_times
+from lightning_dfd.backbones.meta import dtype_of
+from lightning_dfd.backbones.sizes import Sizes
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 VAE = "AutoencoderKLWan"
@@ -31,18 +33,18 @@ class SanaVideoBackbone(PerChannel):
         Raises:
             ValueError: the pipeline has another kind of VAE.
         """
-        if (kind := self.vae_config["_class_name"]) != VAE:
+        if (kind := self.configs.vae["_class_name"]) != VAE:
             raise ValueError(
                 f"{self.source} has a {kind}; of SANA-Video only pipelines with {VAE} are supported, as "
                 "Efficient-Large-Model/SANA-Video_2B_480p_diffusers has it: set model.teacher to such a one"
             )
-        return int(self.vae_config.get("scale_factor_temporal", 4)), int(self.vae_config.get("scale_factor_spatial", 8))
+        vae = self.configs.vae
+        return int(vae.get("scale_factor_temporal", 4)), int(vae.get("scale_factor_spatial", 8))
 
-    def most_patches(self) -> tuple[int, int, int]:
-        return (int(self.transformer_config.get("rope_max_seq_len", 1024)),) * 3
-
-    def side_multiple(self) -> int:
-        return 32  # asked for by the pipeline's call, whatever its patches are
+    def sizes(self) -> Sizes:
+        """With a multiple that the pipeline's call asks for, whatever its patches are."""
+        most = int(self.configs.transformer.get("rope_max_seq_len", 1024))
+        return replace(super().sizes(), most_patches=(most, most, most), multiple=32)
 
     def size_arguments(self, size: VideoSize) -> dict[str, Any]:
         """Without its binning, which would take another size than the student was trained at."""
@@ -50,7 +52,7 @@ class SanaVideoBackbone(PerChannel):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """With the instruction to the text encoder that the pipeline's call puts before prompts by itself."""
-        call = inspect.signature(type(self.encoders).__call__).parameters
+        call = inspect.signature(type(self.loader.encoders).__call__).parameters
         return self._encode(prompts, complex_human_instruction=call["complex_human_instruction"].default)
 
     def encode_negative(self, prompts: Sequence[str]) -> Conditioning:
@@ -81,7 +83,7 @@ class SanaVideoImageBackbone(GivenFirstFrame, SanaVideoBackbone):
     def network_time(self, timestep: Tensor, shape: Sequence[int]) -> Tensor:
         """[B, 1, f, h, w], of patches."""
         frames, height, width = (
-            side // patch for side, patch in zip(shape[1:], self.transformer_config["patch_size"], strict=True)
+            side // patch for side, patch in zip(shape[1:], self.configs.transformer["patch_size"], strict=True)
         )
         times = token_times(timestep, frames, height * width, given_frames=1)
         return times.view(-1, 1, frames, height, width)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from lightning_dfd.backbones.base import Backbone
-from lightning_dfd.backbones.blank import dtype_of
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
 from lightning_dfd.backbones.images import GivenFirstFrame, ImageChannels, to_pictures, token_times
-from lightning_dfd.backbones.loading import read_config
+from lightning_dfd.backbones.meta import dtype_of
+from lightning_dfd.backbones.sizes import Sizes
 from lightning_dfd.backbones.stages import Staged
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
@@ -36,10 +36,12 @@ class WanBackbone(PerChannel):
         return 512  # the default of the pipeline's call
 
     def compression(self) -> tuple[int, int]:
-        return int(self.vae_config.get("scale_factor_temporal", 4)), int(self.vae_config.get("scale_factor_spatial", 8))
+        vae = self.configs.vae
+        return int(vae.get("scale_factor_temporal", 4)), int(vae.get("scale_factor_spatial", 8))
 
-    def most_patches(self) -> tuple[int, int, int]:
-        return (int(self.transformer_config.get("rope_max_seq_len", 1024)),) * 3
+    def sizes(self) -> Sizes:
+        most = int(self.configs.transformer.get("rope_max_seq_len", 1024))
+        return replace(super().sizes(), most_patches=(most, most, most))
 
     def call(self, transformer: Any, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         output: Tensor = transformer(
@@ -52,9 +54,9 @@ class WanBackbone(PerChannel):
         return output
 
     def _network_time(self, timestep: Tensor, shape: Sequence[int]) -> Tensor:
-        if not self.pipeline_config.get("expand_timesteps"):
+        if not self.configs.pipeline.get("expand_timesteps"):
             return timestep
-        _, height, width = self.transformer_config["patch_size"]
+        _, height, width = self.configs.transformer["patch_size"]
         return token_times(timestep, shape[2], (shape[3] // height) * (shape[4] // width), self.given_frames)
 
     def _image_embeds(self, transformer: Any, cond: Conditioning) -> Tensor | None:
@@ -71,28 +73,25 @@ class WanStagedBackbone(Staged, WanBackbone):
 class WanImageBackbone(ImageChannels, WanBackbone):
     """Image-to-video, 2.1: the image's latents and a mask are further channels, its CLIP features further text."""
 
-    image_parts = ("image_encoder", "image_processor")
-
     @classmethod
     def variant(cls, pipeline_config: Mapping[str, Any]) -> type[Backbone]:
         if pipeline_config.get("boundary_ratio") is not None:
             return WanStagedImageBackbone
         return WanFirstFrameBackbone if pipeline_config.get("expand_timesteps") else cls
 
-    @property
-    def text_length_is_fixed(self) -> bool:
+    def text_limits(self) -> tuple[int, int | None]:
         """Beside an image's features the network takes the first 512 tokens for text, whatever they are."""
-        return self.transformer_config.get("image_dim") is not None
+        return super().text_limits() if self.configs.transformer.get("image_dim") is None else (512, 512)
 
-    def input_channels(self) -> int:
-        return 2 * self.latent_channels() + self.compression()[0]  # see encode_images
+    def network_channels(self) -> tuple[int, int]:
+        return 2 * self.latent_channels() + self.compression()[0], self.latent_channels()  # see encode_images
 
     def encoder_widths(self) -> dict[str, int | None]:
-        return super().encoder_widths() | {"image_encoder": self.transformer_config.get("image_dim")}
+        return super().encoder_widths() | {"image_encoder": self.configs.transformer.get("image_dim")}
 
     def check_teacher(self) -> None:
         super().check_teacher()
-        if self.transformer_config.get("image_dim") is not None and "image_encoder" not in self.encoder_names:
+        if self.configs.transformer.get("image_dim") is not None and "image_encoder" not in self.configs.encoders:
             raise ValueError(
                 f"the network of {self.source} takes an image's features (image_dim), and its pipeline has no "
                 "image_encoder; set model.teacher to a whole pipeline"
@@ -109,19 +108,19 @@ class WanImageBackbone(ImageChannels, WanBackbone):
         mask[:, :, 0] = 1.0
         return Conditioning({"image_latents": torch.cat([mask, latents], 1)} | self._clip_features(images))
 
-    def blank_images(self, batch_size: int, size: VideoSize) -> Conditioning:
-        images = super().blank_images(batch_size, size)
-        if self.transformer_config.get("image_dim") is None:
+    def dummy_images(self, batch_size: int, size: VideoSize) -> Conditioning:
+        images = super().dummy_images(batch_size, size)
+        if self.configs.transformer.get("image_dim") is None:
             return images
-        encoder = read_config(AutoencoderKL, self.location, "image_encoder")
+        encoder = self.configs.part("image_encoder")
         tokens = (encoder["image_size"] // encoder["patch_size"]) ** 2 + 1  # and one for the whole
-        embeds = torch.zeros(batch_size, tokens, self.transformer_config["image_dim"], dtype=self.dtype)
+        embeds = torch.zeros(batch_size, tokens, self.configs.transformer["image_dim"], dtype=self.dtype)
         return images | Conditioning({"image_embeds": embeds})
 
     def _clip_features(self, images: Tensor) -> dict[str, Tensor]:
-        if self.transformer_config.get("image_dim") is None:
+        if self.configs.transformer.get("image_dim") is None:
             return {}
-        return {"image_embeds": self.encoders.encode_image(to_pictures(images), self.device)}
+        return {"image_embeds": self.loader.encoders.encode_image(to_pictures(images), self.loader.device)}
 
     def _image_embeds(self, transformer: Any, cond: Conditioning) -> Tensor | None:
         return cond["image_embeds"].to(dtype_of(transformer)) if "image_embeds" in cond.tensors else None
@@ -135,5 +134,4 @@ class WanFirstFrameBackbone(GivenFirstFrame, WanBackbone):
     """Image-to-video of 2.2's 5B, by the network that also makes videos from text."""
 
     pipeline_class = "WanImageToVideoPipeline"
-    image_parts = ("image_encoder", "image_processor")
     given_frames = 1

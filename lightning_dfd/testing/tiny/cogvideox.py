@@ -38,7 +38,7 @@ def cogvideox(rotary: bool = False, image: bool = False) -> DiffusionPipeline:
     """
     tokenizer = text_tokenizer()
     pipeline: Any = CogVideoXImageToVideoPipeline if image else CogVideoXPipeline
-    return pipeline(
+    built: DiffusionPipeline = pipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder(T5Config, T5EncoderModel, len(tokenizer)),
         vae=AutoencoderKLCogVideoX(
@@ -67,6 +67,7 @@ def cogvideox(rotary: bool = False, image: bool = False) -> DiffusionPipeline:
         ),
         scheduler=cogvideox_scheduler(snr_shift=1.0 if rotary else 3.0),
     )
+    return built
 
 
 TINY = {

@@ -34,7 +34,8 @@ def qwen(vocabulary: int) -> Qwen2_5_VLForConditionalGeneration:
     }
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
-    return Qwen2_5_VLForConditionalGeneration(config).eval()
+    encoder: Qwen2_5_VLForConditionalGeneration = Qwen2_5_VLForConditionalGeneration(config).eval()
+    return encoder
 
 
 def cosmos(padding_mask: bool = False) -> Cosmos2_5_PredictBasePipeline:

@@ -51,7 +51,7 @@ def hunyuan15(
         bos_token_id=None,
         eos_token_id=1,
     )
-    return pipeline(
+    built: DiffusionPipeline = pipeline(
         **more,
         tokenizer=tokenizer,
         text_encoder=Qwen2_5_VLTextModel(qwen).eval(),
@@ -74,6 +74,7 @@ def hunyuan15(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
         guider=ClassifierFreeGuidance(guidance_scale=6.0),
     )
+    return built
 
 
 def hunyuan15_i2v() -> DiffusionPipeline:

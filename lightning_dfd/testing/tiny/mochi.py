@@ -38,4 +38,4 @@ def mochi() -> MochiPipeline:
 
 # 1 by itself would be rounded above 1
 STEPS = (1.0, *(shift_time(t, 0.1) for t in own_times(4)[1:]))
-TINY = {"mochi": Tiny(mochi, size=VideoSize(7, 32, 48), steps=STEPS, kinds=("ode",))}
+TINY = {"mochi": Tiny(mochi, size=VideoSize(7, 32, 48), steps=STEPS, kinds=("ode",), least_steps=2)}

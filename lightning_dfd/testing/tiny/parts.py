@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import T5Tokenizer
@@ -28,7 +28,9 @@ class Trial:
         kinds: of sampling for which there is one.
         text_length: tokens of a prompt; None for the pipeline's default.
         pixel_error: how far the pipeline's own frames, in [0, 1], may be from what its VAE decodes.
-        refuses: checks of lightning_dfd.testing for which the family has no way, and says so by a ValueError.
+        least_steps: for which the pipeline's call can run.
+        refuses: checks of lightning_dfd.testing for which the family has no way: what its ValueError says there, as a
+            regular expression.
     """
 
     backbone: str | None = None
@@ -37,7 +39,8 @@ class Trial:
     kinds: tuple[SampleKind, ...] = ("ode", "renoise")
     text_length: int | None = TEXT_LENGTH
     pixel_error: float = 1e-4
-    refuses: tuple[str, ...] = ()
+    least_steps: int = 1
+    refuses: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from lightning_dfd.types import VideoSize
 def sana_video(pipeline: Any = SanaVideoPipeline) -> DiffusionPipeline:
     """SANA-Video with Wan's VAE, and Euler's scheduler at shift 8."""
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS]
-    return pipeline(
+    built: DiffusionPipeline = pipeline(
         tokenizer=GemmaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]),
         text_encoder=Gemma2Model(
             Gemma2Config(
@@ -50,6 +50,7 @@ def sana_video(pipeline: Any = SanaVideoPipeline) -> DiffusionPipeline:
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=8.0),
     )
+    return built
 
 
 SIZE, STEPS = VideoSize(9, 32, 64), shifted_steps(4, 8.0)

@@ -1,5 +1,4 @@
-"""A network's precision; and networks without weights, built from a config on torch's meta device in the precision in
-which they are loaded."""
+"""Networks without weights, built from a config on torch's meta device; and the precision of a network's inputs."""
 
 from __future__ import annotations
 
@@ -11,8 +10,8 @@ import torch
 from torch import nn
 
 
-def blank_network(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-    """A diffusers network as `from_pretrained` loads it: some layers stay float32."""
+def meta_network(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """A diffusers network in the precision in which `from_pretrained` loads it: some layers stay float32."""
     network_class = getattr(diffusers, config["_class_name"])
     with torch.device("meta"):
         network: nn.Module = network_class.from_config(dict(config))
