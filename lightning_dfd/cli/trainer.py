@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning_dfd.callbacks import VideoEvaluation, VideoSamples
 from lightning_dfd.callbacks.progress import IterationBar, TrainedParts
 from lightning_dfd.callbacks.stopping import StopEarly
+from lightning_dfd.cli import INTERRUPTED
 from lightning_dfd.cli.sampling import (
     check_role,
     first_captions,
@@ -50,7 +51,6 @@ from lightning_dfd.training.options import (
 )
 from lightning_dfd.types import Role
 
-INTERRUPTED = 130  # exit code after Ctrl-C
 FAILED_SAVES = 3  # iterations in a row whose checkpoints may fail to be written
 
 
