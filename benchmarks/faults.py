@@ -175,9 +175,7 @@ class FolderTrials:
         """Through `lightning cache`'s function."""
         try:
             listing = list_clips(folder / "videos")
-            report = write_cache(
-                self.backbone, listing.clips, folder / "cache", SIZE, expected.fps, progress=False, batch_size=2
-            )
+            report = write_cache(self.backbone, listing.clips, folder / "cache", SIZE, expected.fps, batch_size=2)
             cache = LatentCache.open(folder / "cache")
             samples = [cache.load(index) for index in range(len(cache))]
         except Exception as error:

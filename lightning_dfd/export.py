@@ -34,7 +34,7 @@ from lightning_dfd.data.datamodule import UNKNOWN_RATE
 from lightning_dfd.evaluation.pictures import to_frames
 from lightning_dfd.files import expanded, require_writable, respect_umask
 from lightning_dfd.networks.roles import LoraRoles
-from lightning_dfd.runs.checkpoints import FRAME_RATE, below
+from lightning_dfd.runs.checkpoints import FRAME_RATE, strip_prefix
 from lightning_dfd.training.module import DistillationModule
 from lightning_dfd.types import VideoSize
 
@@ -160,7 +160,7 @@ def _by_network(backbone: Backbone, weights: Mapping[str, Tensor]) -> dict[str, 
     """Weights by the pipeline's components that they belong to."""
     if len(backbone.networks) == 1:
         return {backbone.networks[0]: dict(weights)}
-    return {network: below(f"{network}.", weights) for network in backbone.networks}
+    return {network: strip_prefix(f"{network}.", weights) for network in backbone.networks}
 
 
 def _into(network: str) -> dict[str, bool]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 class SampleError(ValueError):
@@ -17,8 +20,8 @@ class SampleError(ValueError):
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some bytes of a file that are a video of their own: a member of a shard, and when it was made (seconds)."""
+class ShardMember:
+    """A video that is some bytes of a file, a tar shard, and the time of its last change (seconds)."""
 
     path: Path
     name: str
@@ -84,6 +87,24 @@ def writable_folder(folder: str | Path, key: str) -> list[str]:
         raise OSError(f"{key} is {folder}, which cannot be read ({error.strerror}); name another folder") from error
 
 
+# ---- what a file was made from ----------------------------------------------------------------------------------
+
+
+def digest(content: object) -> str:
+    """16 hex digits that stand for a text, or for values that JSON can write."""
+    text = content if isinstance(content, str) else json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differing(here: Mapping[str, Any], there: Mapping[str, Any], where: str = "there") -> list[str]:
+    """`key is <value> there and <value> here` for every key that both know and that differs."""
+    return [
+        f"{key} is {there[key]} {where} and {here[key]} here"
+        for key in here
+        if key in there and here[key] != there[key]
+    ]
+
+
 # ---- writing ----------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +126,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def respect_umask(folder: Path) -> None:

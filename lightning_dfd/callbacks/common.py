@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_dfd.data import VideoDataModule
+from lightning_dfd.distributed.ranks import Ranks
 from lightning_dfd.evaluation.features import read_statistics, write_statistics
 from lightning_dfd.training.module import DistillationModule
 
@@ -68,10 +69,10 @@ def shared_statistics(
     trainer: Any, folder: Path, key: Mapping[str, str], compute: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     """`cached_statistics` for all ranks: the first one's file decides for all, as `compute` may need them all."""
-    found = read_statistics(folder, key) if trainer.is_global_zero else None
-    found = trainer.strategy.broadcast(found)
+    ranks = Ranks.of(trainer)
+    found: dict[str, Tensor] | None = ranks.broadcast(read_statistics(folder, key) if ranks.is_first else None)
     if found is None:
         found = compute()
-        if trainer.is_global_zero:
+        if ranks.is_first:
             write_statistics(folder, key, found)
     return found

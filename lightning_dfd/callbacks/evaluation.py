@@ -27,8 +27,9 @@ from lightning_dfd.callbacks.common import (
     shared_statistics,
 )
 from lightning_dfd.data import SampleError, VideoDataModule
+from lightning_dfd.distributed.ranks import Ranks
 from lightning_dfd.evaluation.features import data_fingerprint
-from lightning_dfd.evaluation.generation import Request, generate_videos, requests_for
+from lightning_dfd.evaluation.generation import generate_videos, requests_for
 from lightning_dfd.evaluation.metrics import VideoSuite, relative_to_teacher
 from lightning_dfd.training.module import DistillationModule
 from lightning_dfd.types import Role
@@ -168,8 +169,9 @@ class VideoEvaluation(Callback):
 
     def _real_state(self, trainer: Any, module: DistillationModule, data: VideoDataModule) -> dict[str, Tensor]:
         assert self._suite is not None
-        clips = data.real_clips(self.real_clips)[trainer.global_rank :: trainer.world_size]
-        for clip in tqdm(clips, desc="real clips", leave=False, disable=not trainer.is_global_zero):
+        ranks = Ranks.of(trainer)
+        clips = ranks.share(data.real_clips(self.real_clips)) if ranks.sequence_rank == 0 else []
+        for clip in tqdm(clips, desc="real clips", leave=False, disable=not ranks.is_first):
             try:
                 video = data.real_video(clip, module.backbone.decode_latents)
             except SampleError as error:
@@ -193,15 +195,15 @@ class VideoEvaluation(Callback):
     def _measure(self, trainer: Any, module: DistillationModule, role: Role) -> dict[str, float]:
         """The suite's values for a role's videos; every rank makes a share of them, and as many network calls."""
         assert self._suite is not None
-        data, suite = require_data(trainer), self._suite
+        data, suite, ranks = require_data(trainer), self._suite, Ranks.of(trainer)
         suite.reset()
-        own = self._requests[trainer.global_rank :: trainer.world_size]
-        rounds = range(0, -(-len(self._requests) // trainer.world_size), self.batch_size)
+        own = ranks.share(self._requests)
+        rounds = range(0, -(-len(self._requests) // ranks.data_size), self.batch_size)
         described = f"evaluating {role} at {trainer.global_step}"
         with quiet_generation(module):
-            for start in tqdm(rounds, desc=described, leave=False, disable=not trainer.is_global_zero):
-                chunk: list[Request] = own[start : start + self.batch_size]
+            for start in tqdm(rounds, desc=described, leave=False, disable=not ranks.is_first):
+                chunk = own[start : start + self.batch_size]
                 videos = generate_videos(module, role, chunk or self._requests[:1], data.size, data, self.teacher_steps)
-                if chunk:
+                if chunk and ranks.sequence_rank == 0:  # those that share a sequence have the same videos
                     suite.update(videos, [request.prompt for request in chunk], [request.seed for request in chunk])
         return suite.compute()

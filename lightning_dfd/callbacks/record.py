@@ -10,6 +10,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_dfd.distributed.ranks import Ranks
 from lightning_dfd.files import replacing
 from lightning_dfd.runs.loggers import surviving
 
@@ -27,7 +28,7 @@ class RecipeRecord(SaveConfigCallback):
         """Lightning's way, which writes too early, and fails for loggers without a folder."""
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        if not trainer.is_global_zero or not trainer.enable_autolog_hparams:
+        if not Ranks.of(trainer).is_first or not trainer.enable_autolog_hparams:
             return
         for logger in trainer.loggers:  # before Lightning first saves them, as TensorBoard's file is written once
             with surviving(logger):
@@ -38,7 +39,7 @@ class RecipeRecord(SaveConfigCallback):
         log_dir = trainer.log_dir  # a collective operation
         if isinstance(trainer.logger, (TensorBoardLogger, CSVLogger)):
             kept.add(log_dir)  # that of others is the current folder, or none
-        if trainer.is_global_zero:
+        if Ranks.of(trainer).is_first:
             for folder in kept or {trainer.default_root_dir}:
                 if "://" not in str(folder):
                     _write(self._recipe(), Path(folder) / self.config_filename)

@@ -25,6 +25,7 @@ from lightning_dfd.callbacks.common import (
     require_teacher_steps,
 )
 from lightning_dfd.data import write_video
+from lightning_dfd.distributed.ranks import Ranks
 from lightning_dfd.evaluation.generation import generate_videos, requests_for
 from lightning_dfd.evaluation.pictures import contact_sheet, encode_gif, enlarge, side_by_side, to_frames, video_grid
 from lightning_dfd.runs.loggers import surviving
@@ -94,7 +95,7 @@ class VideoSamples(Callback):
         if self._teacher is None:
             self._teacher = self._videos(trainer, module, "teacher")
         student = self._videos(trainer, module, module.best_student)
-        if not trainer.is_global_zero:  # all ranks sample, as a sharded network needs them all; one writes
+        if not Ranks.of(trainer).is_first:  # all ranks sample, as a sharded network needs them all; one writes
             return
         pair = enlarge(side_by_side(self._teacher, student, len(self.seeds)), 96)
         grid = video_grid(pair, 2 * len(self.seeds))

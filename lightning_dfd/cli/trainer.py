@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar
@@ -31,7 +30,8 @@ from lightning_dfd.cli.sampling import (
     wanted,
     write_samples,
 )
-from lightning_dfd.data import Process, VideoDataModule, list_clips, write_cache
+from lightning_dfd.data import VideoDataModule, list_clips, write_cache
+from lightning_dfd.distributed.ranks import Ranks
 from lightning_dfd.evaluation.generation import requests_for
 from lightning_dfd.export import ExportFormat, ExportReport, check_export, export_student
 from lightning_dfd.files import expanded, require_writable
@@ -306,18 +306,11 @@ class DistillationTrainer(Trainer):
             negative_prompts=[model.dmd.negative_prompt],
             batch_size=encode_batch_size,
             more_captions=[""] if datamodule.caption_dropout else [],
-            process=Process(self.global_rank, self.world_size, self._gather),
+            ranks=Ranks.of(self),
         )
         rank_zero_info(f"{datamodule.cache}: {report.written} clips written, {report.kept} were there")
         for problem in (*listing.problems, *report.problems):
             rank_zero_info(f"left out {problem}")
-
-    def _gather(self, value: Any) -> list[Any]:
-        """What every process gave, by rank."""
-        found: list[Any] = [value] * self.world_size
-        if self.world_size > 1:
-            torch.distributed.all_gather_object(found, value)
-        return found
 
     def sample(
         self,

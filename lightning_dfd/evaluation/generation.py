@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_dfd.backbones import Backbone
-from lightning_dfd.data import Clip, VideoDataModule, read_first_frame
-from lightning_dfd.data import Part as VideoPart
+from lightning_dfd.data import Clip, ShardMember, VideoDataModule, read_first_frame
 from lightning_dfd.diffusion.sampler import Draw
 from lightning_dfd.types import Conditioning, Role, VideoSize
 
@@ -110,7 +109,7 @@ def image_clip(backbone: Backbone, request: Request, data: VideoDataModule | Non
 
 def _image_of(backbone: Backbone, request: Request, size: VideoSize, data: VideoDataModule | None) -> Conditioning:
     """The conditioning, batch 1, of the image with which a request's video begins."""
-    path: Path | VideoPart | None = request.image
+    path: Path | ShardMember | None = request.image
     if path is None:
         clip, data = image_clip(backbone, request, data)
         if data.latent_cache is not None:

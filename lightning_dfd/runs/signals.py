@@ -10,11 +10,11 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_dfd.distributed.ranks import Ranks
 from lightning_dfd.runs.folder import last_path, remove_run
 
 SAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # after which a run ends saved
@@ -51,7 +51,7 @@ class LeaveInTime(Callback):
         self.overwrite = False  # remove an earlier run, as soon as this one is ready to begin
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        if self.overwrite and trainer.is_global_zero:
+        if self.overwrite and Ranks.of(trainer).is_first:
             remove_run(trainer)
         trainer.strategy.barrier("the earlier run is removed")
 
@@ -102,11 +102,7 @@ class LeaveInTime(Callback):
 
     def _agreed(self, trainer: Any) -> int:
         """The signal that any process got; 0 for none."""
-        if trainer.world_size == 1:
-            return self._asked
-        asked = torch.tensor(self._asked, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-        return int(asked)
+        return Ranks.of(trainer).largest(self._asked, trainer.strategy.root_device)
 
     def _save(self, trainer: Any) -> bool:
         """Whether the present iteration can be gone on from."""

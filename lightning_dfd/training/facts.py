@@ -9,8 +9,8 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_dfd.files import differing
 from lightning_dfd.objectives.terms import Term
-from lightning_dfd.runs.checkpoints import differing
 
 
 def recipe_facts(module: Any) -> dict[str, dict[str, Any]]:

@@ -27,7 +27,7 @@ from lightning_dfd.diffusion.draws import Draws, hash_seed
 from lightning_dfd.diffusion.noise import NoiseLevel, NoiseSchedule, Time
 from lightning_dfd.diffusion.sampler import Draw, sample
 from lightning_dfd.distributed.sharding import average_gradients
-from lightning_dfd.files import expanded
+from lightning_dfd.files import differing, expanded
 from lightning_dfd.networks.blocks import feature_shape, tapped
 from lightning_dfd.networks.quantization import Quantization
 from lightning_dfd.networks.roles import TRAINED, FullRoles, LoraRoles, Roles, check_targets
@@ -48,12 +48,11 @@ from lightning_dfd.objectives.terms import (
 from lightning_dfd.runs.checkpoints import (
     FRAME_RATE,
     OURS,
-    below,
-    differing,
     only_weights,
     read_checkpoint,
     refuse_misfit,
     rewind,
+    strip_prefix,
     take_over,
 )
 from lightning_dfd.runs.loggers import guard
@@ -687,9 +686,9 @@ class DistillationModule(LightningModule):
             ValueError: it is none, or of another teacher or another kind of student.
         """
         checkpoint = self.open_checkpoint(path, key)
-        self.network.load_owned(below("roles.", checkpoint["state_dict"]))
+        self.network.load_owned(strip_prefix("roles.", checkpoint["state_dict"]))
         for name, module in self.term_modules.items():
-            given = below(f"term_modules.{name}.", checkpoint["state_dict"])
+            given = strip_prefix(f"term_modules.{name}.", checkpoint["state_dict"])
             if given and not take_over(module, given):
                 rank_zero_warn(f"{path} has a {name} of other shapes; this run begins with a new one")
         facts: dict[str, str] = checkpoint[OURS]["facts"]
