@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,27 @@ def writable_folder(folder: str | Path, key: str) -> list[str]:
         return sorted(os.listdir(folder))
     except OSError as error:
         raise OSError(f"{key} is {folder}, which cannot be read ({error.strerror}); name another folder") from error
+
+
+def output_folder(output: str, record: str, in_the_way: Callable[[str], bool] = lambda name: True) -> Path:
+    """The folder `output` of a command, made where it is missing; its content stays as it was.
+
+    Args:
+        output: as given.
+        record: the file by which an earlier call's folder is known.
+        in_the_way: whether something of another origin must not have this name.
+
+    Raises:
+        ValueError: it holds something else than an earlier call's output.
+        OSError: it cannot be made, read or written.
+    """
+    if not output:
+        raise ValueError("output is empty; name a folder")
+    names = writable_folder(output, "output")
+    foreign = [] if record in names else [name for name in names if in_the_way(name)]
+    if foreign:
+        raise ValueError(f"output {output} holds something else ({foreign[0]}); name a new or an empty folder")
+    return Path(output)
 
 
 # ---- what a file was made from ----------------------------------------------------------------------------------

@@ -49,13 +49,13 @@ def everyone(size: int, sequence: int) -> list[Ranks]:
 
 
 def load(index: int, k: int | None = None) -> Sample:
-    return Sample(str(index), latents=torch.tensor([float(index)]))
+    return Sample(str(index), video=torch.zeros(3, 1, 2, 2, dtype=torch.uint8))
 
 
-def clips_of(ranks: Ranks, workers: int = 0) -> list[str]:
+def clips_of(ranks: Ranks) -> list[str]:
     """The first clips of a process's stream."""
     stream = SeededStream(load, 11, seed=3, batch_size=2, start=1, ranks=ranks, parts=(7, 4))
-    loader: DataLoader[Any] = DataLoader(stream, batch_size=2, num_workers=workers, collate_fn=collate)
+    loader: DataLoader[Any] = DataLoader(stream, batch_size=2, collate_fn=collate)
     return [prompt for batch in islice(loader, 8) for prompt in batch.prompts]
 
 

@@ -70,7 +70,7 @@ def shared_statistics(
 ) -> dict[str, Tensor]:
     """`cached_statistics` for all ranks: the first one's file decides for all, as `compute` may need them all."""
     ranks = Ranks.of(trainer)
-    found: dict[str, Tensor] | None = ranks.broadcast(read_statistics(folder, key) if ranks.is_first else None)
+    found = ranks.broadcast(read_statistics(folder, key) if ranks.is_first else None)
     if found is None:
         found = compute()
         if ranks.is_first:

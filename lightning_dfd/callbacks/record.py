@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_dfd.distributed.ranks import Ranks
-from lightning_dfd.files import replacing
+from lightning_dfd.files import write_text
 from lightning_dfd.runs.loggers import surviving
 
 PARTS = ("seed_everything", "trainer", "model", "data")  # of a recipe; the rest is of one command
@@ -51,7 +51,6 @@ class RecipeRecord(SaveConfigCallback):
 
 def _write(recipe: dict[str, Any], path: Path) -> None:
     try:
-        with replacing(path) as temporary:
-            temporary.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        write_text(path, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
     except OSError as error:  # a full disk is no reason not to train
         rank_zero_warn(f"{path} was not written: {error}")

@@ -57,7 +57,8 @@ class OneLineParser(LightningArgumentParser):
         """Of a schedule's function, all but the optimizer, which training gives it; see ScheduleFunction."""
         if takes_optimizer(function):
             kwargs |= {"skip": {*(kwargs.get("skip") or ()), "optimizer"}, "fail_untyped": False}
-        return super().add_function_arguments(function, *args, **kwargs)  # type: ignore[no-any-return]
+        found: list[str] = super().add_function_arguments(function, *args, **kwargs)
+        return found
 
 
 class DistillationCLI(LightningCLI):

@@ -239,6 +239,14 @@ class VideoDataModule(LightningDataModule):
         self.held_out = [clips[index] for index in self._val]
         self._source = source
 
+    def require_held_out(self) -> None:
+        """Raise ValueError where no clips are held out."""
+        if self.val_share == 0:
+            raise ValueError(
+                "data.val_share is 0, so no clips are held out and there is nothing to measure; set it (0.02, say), "
+                "in fit too, as clips that were trained on tell nothing"
+            )
+
     def real_clips(self, count: int) -> list[Clip]:
         """Up to `count` clips to compare samples with, evenly spread: held-out ones if there are any, else all.
 

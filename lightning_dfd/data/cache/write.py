@@ -93,7 +93,7 @@ def write_cache(
     captions = dict.fromkeys([*(text for clip in clips for text in clip.captions), *more_captions])
     _write_prompts(backbone, captions, dict.fromkeys(negative_prompts), folder, source, ranks)
     # those that share a sequence report the same; when the reports are here, the files are too
-    reports: list[_Share] = ranks.gather(own)[:: ranks.sequence]
+    reports = ranks.gather(own)[:: ranks.sequence]
     left_out = {name: problem for report in reports for name, problem in report.left_out.items()}
     problems = tuple(left_out[clip.name] for clip in clips if clip.name in left_out)
     done = [clip for clip in clips if clip.name not in left_out]
