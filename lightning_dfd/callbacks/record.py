@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
@@ -24,20 +26,21 @@ class RecipeRecord(SaveConfigCallback):
     of the one in its folder.
     """
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lightning's way, which writes too early, and fails for loggers without a folder."""
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not Ranks.of(trainer).is_first or not trainer.enable_autolog_hparams:
             return
         for logger in trainer.loggers:  # before Lightning first saves them, as TensorBoard's file is written once
             with surviving(logger):
                 logger.log_hyperparams(self._recipe())
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        kept = {callback.dirpath for callback in trainer.checkpoint_callbacks if getattr(callback, "dirpath", None)}
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        savers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+        kept: set[str | Path] = {callback.dirpath for callback in savers if callback.dirpath}
         log_dir = trainer.log_dir  # a collective operation
-        if isinstance(trainer.logger, (TensorBoardLogger, CSVLogger)):
+        if isinstance(trainer.logger, (TensorBoardLogger, CSVLogger)) and log_dir is not None:
             kept.add(log_dir)  # that of others is the current folder, or none
         if Ranks.of(trainer).is_first:
             for folder in kept or {trainer.default_root_dir}:
