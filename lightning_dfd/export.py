@@ -77,8 +77,8 @@ def export_student(
         fps: frames per second of the videos it was trained on, at which the model card's code plays its own.
 
     Raises:
-        FileExistsError: `output` is there already.
-        OSError: it cannot be made.
+        FileExistsError: `output` already exists.
+        OSError: it cannot be created.
         ValueError: no stock scheduler samples at the student's times, or `lora` is asked of a fully tuned student.
         RuntimeError: diffusers' latents differ from ours.
     """
@@ -111,7 +111,7 @@ def check_export(module: DistillationModule, output: str | Path, format: ExportF
     if not str(output):
         raise ValueError("output is empty; name a new folder")
     if os.path.lexists(output):
-        raise FileExistsError(f"{output} is there already; export to another folder or delete it first")
+        raise FileExistsError(f"{output} already exists; export to another folder or delete it first")
     if format == "lora" and module.student.mode == "full":
         raise ValueError("a fully tuned student has no LoRA file; export it with --format pipeline")
     return module.backbone.few_step_scheduler(module.sampling.steps, module.sampling.kind)

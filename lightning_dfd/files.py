@@ -77,7 +77,7 @@ def writable_folder(folder: str | Path, key: str) -> list[str]:
     """Make a folder where it is missing; returns the sorted names of what is in it.
 
     Raises:
-        OSError: it cannot be made, read or written.
+        OSError: it cannot be created, read or written.
     """
     require_writable(folder, key)
     try:
@@ -88,7 +88,7 @@ def writable_folder(folder: str | Path, key: str) -> list[str]:
 
 
 def output_folder(output: str, record: str, in_the_way: Callable[[str], bool] = lambda name: True) -> Path:
-    """The folder `output` of a command, made where it is missing; its content stays as it was.
+    """The folder `output` of a command, created where it is missing; its content stays as it was.
 
     Args:
         output: as given.
@@ -97,7 +97,7 @@ def output_folder(output: str, record: str, in_the_way: Callable[[str], bool] = 
 
     Raises:
         ValueError: it holds something else than an earlier call's output.
-        OSError: it cannot be made, read or written.
+        OSError: it cannot be created, read or written.
     """
     if not output:
         raise ValueError("output is empty; name a folder")
@@ -133,7 +133,7 @@ def differing(here: Mapping[str, Any], there: Mapping[str, Any], where: str = "t
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its place on success and is removed on failure.
 
-    The folder is made where it is missing. The temporary file lies in the same folder, as `os.replace` is only
+    The folder is created where it is missing. The temporary file lies in the same folder, as `os.replace` is only
     atomic within one file system. It is there from the start, empty, with the permissions that the user's umask gives
     new files; those the result has, whatever wrote it: safetensors makes files that nobody else may read.
     """
@@ -156,7 +156,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def respect_umask(folder: Path) -> None:
-    """Give all files in `folder`, which others' code wrote, the permissions of files that are made there by `open`."""
+    """Give all files in `folder`, which others' code wrote, the permissions of files that `open` creates there."""
     probe = folder / f".{os.getpid()}.tmp"
     try:
         mode = _touch(probe)

@@ -137,7 +137,7 @@ def test_best_is_the_one_that_the_monitor_rates_best(run: Run) -> None:
     trainer = run.fit(3, Rate(), keep=keep)
     best = run.root / "checkpoints" / "step=2.ckpt"
     assert folder.find_checkpoint(trainer, "best") == str(best)
-    assert run.trainer(3, keep=keep)._existing("best") == str(best)
+    assert folder.require_checkpoint(run.trainer(3, keep=keep), "best") == str(best)
     with pytest.raises(
         ValueError, match=r"no ModelCheckpoint of the recipe has a monitor \(val/score, say\); take last"
     ):

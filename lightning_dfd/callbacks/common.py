@@ -56,7 +56,7 @@ def require_data(trainer: Trainer) -> VideoDataModule:
     data = undeclared(trainer).datamodule
     if not isinstance(data, VideoDataModule):
         raise ValueError(
-            f"callbacks that make videos need a VideoDataModule for size and captions, got {type(data).__name__}; "
+            f"callbacks that generate videos need a VideoDataModule for size and captions, got {type(data).__name__}; "
             "pass datamodule=VideoDataModule(...) to fit"
         )
     return data
@@ -86,7 +86,7 @@ def evaluation_prompts(data: VideoDataModule, wanted: int | list[str]) -> list[s
 
 @contextmanager
 def quiet_generation(module: DistillationModule) -> Iterator[None]:
-    """Make videos without gradient, in the run's own precision, leaving every global generator as it was."""
+    """Generate videos without gradient, in the run's own precision, leaving every global generator as it was."""
     devices = [module.device] if module.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad(), module.trainer.precision_plugin.forward_context():
         yield

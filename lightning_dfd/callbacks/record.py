@@ -1,4 +1,4 @@
-"""A record of what a run was made with: the resolved recipe beside its checkpoints and in its loggers."""
+"""The record of a run: the resolved recipe beside its checkpoints and in its loggers."""
 
 from __future__ import annotations
 

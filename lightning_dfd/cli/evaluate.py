@@ -59,7 +59,7 @@ def evaluate(
     Raises:
         FileNotFoundError: a folder is not there.
         ValueError: a folder has too few usable videos, or `output` holds something else.
-        OSError: `output` cannot be made, or an extractor's weights are not there.
+        OSError: `output` cannot be created, or an extractor's weights are not there.
     """
     if not videos:
         raise ValueError("videos names no folder; give one or more, as --videos.student FOLDER")

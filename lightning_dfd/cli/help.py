@@ -14,7 +14,7 @@ OWN_COMMANDS = {
     "test": "the same, as the test stage",
     "plan": "estimate memory, disk and work before anything is loaded",
     "cache": "encode the videos once, so that training loads no VAE and no text encoder",
-    "sample": "make videos with the student or the teacher",
+    "sample": "generate videos with the student or the teacher",
     "export": "write the student as a diffusers pipeline or a LoRA file",
     "evaluate": "measure folders of videos beside real ones",
 }

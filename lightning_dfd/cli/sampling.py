@@ -1,4 +1,4 @@
-"""`lightning sample`: videos of a role as files, written one by one, with a record of what made them.
+"""`lightning sample`: videos of a role as files, written one by one, with a record of their origin.
 
 Axis legend: B batch, N videos, F frames, H height, W width, C = 3 channels; pictures are uint8 [F, H, W, C].
 """
@@ -203,7 +203,7 @@ def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
 def record_of(
     model: DistillationModule, role: Role, requests: Sequence[Request], data: VideoDataModule, fps: float
 ) -> dict[str, Any]:
-    """What made the videos, as far as model, data and requests say."""
+    """The origin of the videos, as far as model, data and requests say."""
     backbone = model.backbone
     record: dict[str, Any] = {
         "videos": len(requests),
@@ -238,7 +238,7 @@ def sampled(
 ) -> Iterator[Tensor]:
     """The videos one by one, [F, H, W, C] each; `batch_size` are sampled together, and each is decoded by itself.
 
-    `record` gets the seconds of a video, without decoding, as they stand.
+    `record` gets the seconds per video so far, without decoding.
     """
     seconds, done = 0.0, 0
     for start in tqdm(range(0, len(requests), batch_size), desc=f"sampling {role}", unit="batch"):

@@ -298,7 +298,7 @@ class DistillationTrainer(Trainer):
         ckpt_path: str | None = None,
         batch_size: int = 8,
     ) -> None:
-        """Make videos with the student or the teacher: mp4 files as they come, then a playing grid and a contact sheet.
+        """Generate videos with the student or the teacher: mp4 files as they come, then a grid and a contact sheet.
 
         Args:
             output: folder to write to; videos that an earlier call wrote there are removed, other files are kept.

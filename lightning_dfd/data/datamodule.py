@@ -45,16 +45,16 @@ UNKNOWN_RATE = 8.0  # frames per second
 class VideoDataModule(LightningDataModule):
     """Captioned videos for training and for validation.
 
-    Give `folder` (videos, decoded while training), `cache` (latents and embeddings, made from a folder by
+    Give `folder` (videos, decoded while training), `cache` (latents and embeddings, written from a folder by
     `lightning cache`), or both; with a cache, training reads nothing else. Clips of the folder that are new, changed or
-    gone since the cache was made are then warned of. In both, `~` and environment variables are replaced.
+    gone since the cache was written are then warned of. In both, `~` and environment variables are replaced.
 
     The training data are an endless stream in which batch k depends on the seed and k alone, so that a resumed
     run goes on where it stopped, with any number of workers.
 
     Args:
         folder: videos with metadata.jsonl, metadata.csv or a .txt caption beside each.
-        cache: a folder of latents made by `lightning cache`; None decodes and encodes while training.
+        cache: a folder of latents written by `lightning cache`; None decodes and encodes while training.
         frames: frames of a clip.
         height: pixels; videos are scaled to cover height x width and cropped at the centre.
         width: pixels.
@@ -124,7 +124,7 @@ class VideoDataModule(LightningDataModule):
         return None if self.cache is None else LatentCache.open(self.cache)
 
     def require_teacher(self, identity: Mapping[str, str]) -> None:
-        """Raise ValueError if the cache was made for another teacher, size or frame rate. Without one, nothing."""
+        """Raise ValueError if the cache is of another teacher, size or frame rate. Without one, nothing."""
         if self.latent_cache is not None:
             self.latent_cache.require(identity, self.sizes, self.fps)
 

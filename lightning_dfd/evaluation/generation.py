@@ -37,9 +37,9 @@ class Generator(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """One video to make. It depends on prompt and seed alone, not on what else is made beside it, so roles, runs
-    and numbers of processes compare. With image-to-video teachers also on `image`, an image file or a video whose first
-    frame is taken; None for that of the first of the data's clips with this prompt for a caption."""
+    """One video to generate. It depends on prompt and seed alone, not on the other requests, so roles, runs and numbers
+    of processes compare. With image-to-video teachers it also depends on `image`, an image file or a video whose first
+    frame is taken; None takes that of the first of the data's clips with this caption."""
 
     prompt: str
     seed: int

@@ -39,7 +39,7 @@ class LatentCache:
     """A cache that `write_cache` has finished.
 
     Attributes:
-        left_out: names of the clips that could not be used when it was made.
+        left_out: names of the clips that could not be used when it was written.
         rate: the videos' own frames per second, the middle one; None where it is not known.
     """
 
@@ -77,7 +77,7 @@ class LatentCache:
             raise ValueError(f"{path} cannot be read ({error}); delete it and {MAKE_AGAIN}") from error
 
     def require(self, identity: Mapping[str, str], size: VideoSize | Sequence[VideoSize], fps: float | None) -> None:
-        """Raise ValueError, naming what differs, unless the cache was made for this teacher, these sizes and rate."""
+        """Raise ValueError, naming what differs, unless the cache is of this teacher, these sizes and rate."""
         remedy = f"set data.cache to another folder and {MAKE_IT}"
         sizes = (size,) if isinstance(size, VideoSize) else tuple(size)
         self.source.refuse(self.folder, CacheSource(identity, sizes, fps), remedy)
@@ -86,7 +86,7 @@ class LatentCache:
         return len(self.entries)
 
     def differences(self, clips: Sequence[Clip]) -> dict[str, list[str]]:
-        """How a folder's clips differ from those that the cache was made from: kind of difference -> names. Nothing is
+        """How a folder's clips differ from those in the cache: kind of difference -> names. Nothing is
         opened; what was left out then is not new."""
         entries = {entry.name: entry for entry in self.entries}
         found: dict[str, list[str]] = {"new": [], "changed": [], "vanished": [], "with other captions": []}
@@ -139,14 +139,14 @@ class LatentCache:
         raise ValueError(f"{self.folder} holds no clip {name!r}; {MAKE_AGAIN}")
 
     def holds(self, prompt: str) -> bool:
-        """Whether the prompt was embedded when the cache was made."""
+        """Whether the prompt was embedded when the cache was written."""
         return prompt_path(self.folder, digest(prompt)).is_file()
 
     def conditioning(self, prompt: str) -> Conditioning:
         """The conditioning of one prompt, batch 1.
 
         Raises:
-            CacheError: the prompt was not embedded when the cache was made, or its file is damaged.
+            CacheError: the prompt was not embedded when the cache was written, or its file is damaged.
         """
         return self._embedding(digest(prompt), prompt, "the prompt")
 
@@ -154,7 +154,7 @@ class LatentCache:
         """The conditioning of one prompt to guide away from, batch 1.
 
         Raises:
-            CacheError: it was not among the negative prompts when the cache was made, or its file is damaged.
+            CacheError: it was not among the negative prompts when the cache was written, or its file is damaged.
         """
         return self._embedding(negative_id(prompt), prompt, "the negative prompt")
 

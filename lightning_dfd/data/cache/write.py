@@ -43,7 +43,7 @@ Encode = Callable[[Sequence[str]], Conditioning]
 
 @dataclass(frozen=True)
 class CacheReport:
-    """What `write_cache` did: clips written, clips that were there already, clips left out."""
+    """What `write_cache` did: clips written, clips that already existed, clips left out."""
 
     written: int
     kept: int

@@ -25,7 +25,7 @@ def cached_statistics(
     For a single process; several that compute together use `read_statistics` and `write_statistics` in one of them.
 
     Args:
-        folder: where the files lie; made where missing.
+        folder: where the files lie; created where missing.
         key: everything that decides the result: `data_fingerprint` of the data, the extractor's name and
             fingerprint, and the protocol (frames, size, rate, number of clips).
         compute: gives named tensors. Their dtypes are kept.
