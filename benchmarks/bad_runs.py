@@ -106,11 +106,11 @@ def disk_full_cache(place: Place, rng: np.random.Generator) -> str:
     target = place.own / "cache"
     try:
         with full_disk(int(rng.integers(0, 1600))):
-            write_cache(backbone, clips, target, SIZE, None, progress=False)
+            write_cache(backbone, clips, target, SIZE, None)
     finally:
         require(not list(target.rglob("*.tmp")), "temporary files are left")
         require(not (target / "cache.json").exists(), "the index was written before its files")
-        write_cache(backbone, clips, target, SIZE, None, progress=False)
+        write_cache(backbone, clips, target, SIZE, None)
         cache = LatentCache.open(target)
         require([bool(cache.load(i).prompt) for i in range(len(cache))] == [True] * COUNT, "the cache is not whole")
     return ""
@@ -233,7 +233,7 @@ def bad_latents(place: Place, rng: np.random.Generator) -> str:
 
     backbone.encode_videos = overflowing  # type: ignore[method-assign]
     clips = list_clips(place.clips).clips
-    report = write_cache(backbone, clips, place.own / "cache", SIZE, None, progress=False)
+    report = write_cache(backbone, clips, place.own / "cache", SIZE, None)
     require([problem.name for problem in report.problems] == [clips[bad].name], f"not named: {report.problems}")
     module = place.module()
     place.fit(module, 4, data=place.data(cache=str(place.own / "cache")))
@@ -356,6 +356,6 @@ def make_place(root: Path, teacher: Path) -> Place:
         write_video(clips / f"{number}.mp4", scene(rng), FPS)
         (clips / f"{number}.txt").write_text(f"clip {number}")
     place = Place(teacher, clips, root / "cache", root)
-    write_cache(place.module().backbone, list_clips(clips).clips, place.cache, SIZE, None, progress=False)
+    write_cache(place.module().backbone, list_clips(clips).clips, place.cache, SIZE, None)
     assert read_video(clips / "0.mp4", SIZE, None).shape[1] == SIZE.frames
     return place

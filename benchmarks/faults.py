@@ -40,7 +40,7 @@ from tqdm import tqdm
 from benchmarks import bad_caches, bad_folders, bad_runs, bad_videos
 from benchmarks.bad_folders import GOOD
 from benchmarks.bad_videos import CAPTION, FPS, SIZE, Expected, Maker, scene
-from lightning_dfd.cli.main import one_line_of
+from lightning_dfd.cli.errors import one_line_of
 from lightning_dfd.data import LatentCache, VideoDataModule, list_clips, write_cache, write_video
 from lightning_dfd.testing.tiny import save_tiny
 
@@ -175,9 +175,7 @@ class FolderTrials:
         """Through `lightning cache`'s function."""
         try:
             listing = list_clips(folder / "videos")
-            report = write_cache(
-                self.backbone, listing.clips, folder / "cache", SIZE, expected.fps, progress=False, batch_size=2
-            )
+            report = write_cache(self.backbone, listing.clips, folder / "cache", SIZE, expected.fps, batch_size=2)
             cache = LatentCache.open(folder / "cache")
             samples = [cache.load(index) for index in range(len(cache))]
         except Exception as error:

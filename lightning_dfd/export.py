@@ -34,7 +34,7 @@ from lightning_dfd.data.datamodule import UNKNOWN_RATE
 from lightning_dfd.evaluation.pictures import to_frames
 from lightning_dfd.files import expanded, require_writable, respect_umask
 from lightning_dfd.networks.roles import LoraRoles
-from lightning_dfd.runs.checkpoints import FRAME_RATE, below
+from lightning_dfd.runs.checkpoints import FRAME_RATE, strip_prefix
 from lightning_dfd.training.module import DistillationModule
 from lightning_dfd.types import VideoSize
 
@@ -77,8 +77,8 @@ def export_student(
         fps: frames per second of the videos it was trained on, at which the model card's code plays its own.
 
     Raises:
-        FileExistsError: `output` is there already.
-        OSError: it cannot be made.
+        FileExistsError: `output` already exists.
+        OSError: it cannot be created.
         ValueError: no stock scheduler samples at the student's times, or `lora` is asked of a fully tuned student.
         RuntimeError: diffusers' latents differ from ours.
     """
@@ -111,7 +111,7 @@ def check_export(module: DistillationModule, output: str | Path, format: ExportF
     if not str(output):
         raise ValueError("output is empty; name a new folder")
     if os.path.lexists(output):
-        raise FileExistsError(f"{output} is there already; export to another folder or delete it first")
+        raise FileExistsError(f"{output} already exists; export to another folder or delete it first")
     if format == "lora" and module.student.mode == "full":
         raise ValueError("a fully tuned student has no LoRA file; export it with --format pipeline")
     return module.backbone.few_step_scheduler(module.sampling.steps, module.sampling.kind)
@@ -160,7 +160,7 @@ def _by_network(backbone: Backbone, weights: Mapping[str, Tensor]) -> dict[str, 
     """Weights by the pipeline's components that they belong to."""
     if len(backbone.networks) == 1:
         return {backbone.networks[0]: dict(weights)}
-    return {network: below(f"{network}.", weights) for network in backbone.networks}
+    return {network: strip_prefix(f"{network}.", weights) for network in backbone.networks}
 
 
 def _into(network: str) -> dict[str, bool]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 class SampleError(ValueError):
@@ -17,8 +20,8 @@ class SampleError(ValueError):
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some bytes of a file that are a video of their own: a member of a shard, and when it was made (seconds)."""
+class ShardMember:
+    """A video that is some bytes of a file, a tar shard, and the time of its last change (seconds)."""
 
     path: Path
     name: str
@@ -74,7 +77,7 @@ def writable_folder(folder: str | Path, key: str) -> list[str]:
     """Make a folder where it is missing; returns the sorted names of what is in it.
 
     Raises:
-        OSError: it cannot be made, read or written.
+        OSError: it cannot be created, read or written.
     """
     require_writable(folder, key)
     try:
@@ -84,6 +87,45 @@ def writable_folder(folder: str | Path, key: str) -> list[str]:
         raise OSError(f"{key} is {folder}, which cannot be read ({error.strerror}); name another folder") from error
 
 
+def output_folder(output: str, record: str, in_the_way: Callable[[str], bool] = lambda name: True) -> Path:
+    """The folder `output` of a command, created where it is missing; its content stays as it was.
+
+    Args:
+        output: as given.
+        record: the file by which an earlier call's folder is known.
+        in_the_way: whether something of another origin must not have this name.
+
+    Raises:
+        ValueError: it holds something else than an earlier call's output.
+        OSError: it cannot be created, read or written.
+    """
+    if not output:
+        raise ValueError("output is empty; name a folder")
+    names = writable_folder(output, "output")
+    foreign = [] if record in names else [name for name in names if in_the_way(name)]
+    if foreign:
+        raise ValueError(f"output {output} holds something else ({foreign[0]}); name a new or an empty folder")
+    return Path(output)
+
+
+# ---- what a file was made from ----------------------------------------------------------------------------------
+
+
+def digest(content: object) -> str:
+    """16 hex digits that stand for a text, or for values that JSON can write."""
+    text = content if isinstance(content, str) else json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differing(here: Mapping[str, Any], there: Mapping[str, Any], where: str = "there") -> list[str]:
+    """`key is <value> there and <value> here` for every key that both know and that differs."""
+    return [
+        f"{key} is {there[key]} {where} and {here[key]} here"
+        for key in here
+        if key in there and here[key] != there[key]
+    ]
+
+
 # ---- writing ----------------------------------------------------------------------------------------------------
 
 
@@ -91,7 +133,7 @@ def writable_folder(folder: str | Path, key: str) -> list[str]:
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its place on success and is removed on failure.
 
-    The folder is made where it is missing. The temporary file lies in the same folder, as `os.replace` is only
+    The folder is created where it is missing. The temporary file lies in the same folder, as `os.replace` is only
     atomic within one file system. It is there from the start, empty, with the permissions that the user's umask gives
     new files; those the result has, whatever wrote it: safetensors makes files that nobody else may read.
     """
@@ -107,8 +149,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def respect_umask(folder: Path) -> None:
-    """Give all files in `folder`, which others' code wrote, the permissions of files that are made there by `open`."""
+    """Give all files in `folder`, which others' code wrote, the permissions of files that `open` creates there."""
     probe = folder / f".{os.getpid()}.tmp"
     try:
         mode = _touch(probe)

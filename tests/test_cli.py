@@ -20,6 +20,8 @@ from lightning.pytorch.loggers import CSVLogger
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from lightning_dfd.cli import errors, program, recipes
+from lightning_dfd.cli import help as help_texts
 from lightning_dfd.cli import main as cli
 from lightning_dfd.data import VideoDataModule
 from lightning_dfd.data.video import glance
@@ -193,7 +195,7 @@ def printed(capsys: Any, *words: str) -> dict[str, Any]:
 
 
 def test_out_of_memory_says_what_to_do() -> None:
-    said = cli.one_line_of(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has"))
+    said = errors.one_line_of(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has"))
     assert said is not None
     assert said.startswith("out of memory: CUDA out of memory. Tried to allocate 2.00 GiB. `lightning plan")
     assert "\n" not in said
@@ -285,20 +287,20 @@ def test_the_command_line_wins_wherever_recipes_stand(capsys: Any, tmp_path: Pat
     assert [one["class_path"] for one in config["trainer"]["callbacks"]] == ["lightning_dfd.callbacks.RunHealth"]
 
 
-@pytest.mark.parametrize("command", list(cli.OWN_COMMANDS))
+@pytest.mark.parametrize("command", list(help_texts.OWN_COMMANDS))
 def test_recipes_come_first_for_every_command(tmp_path: Path, command: str) -> None:
     (tmp_path / "a.yaml").write_text("x: 1")
     a = str(tmp_path / "a.yaml")
-    assert cli.expand_inherited([command, "--b", "2", "-c", a, "--d"]) == [command, "-c", a, "--b", "2", "--d"]
+    assert recipes.expand_inherited([command, "--b", "2", "-c", a, "--d"]) == [command, "-c", a, "--b", "2", "--d"]
     with pytest.raises(ValueError, match="-c needs the path of a recipe"):
-        cli.expand_inherited([command, "-c", "--b", "2"])
+        recipes.expand_inherited([command, "-c", "--b", "2"])
 
 
 def test_the_last_recipe_wins_over_what_it_inherits(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("model: {seed: 1}")
     (tmp_path / "b.yaml").write_text("inherit: [a.yaml]\nmodel: {seed: 2}")
     (tmp_path / "c.yaml").write_text("inherit: [b.yaml]\ndata: {seed: 3}")
-    words = cli.expand_inherited(["fit", "-c", str(tmp_path / "c.yaml"), "--model.seed", "4"])
+    words = recipes.expand_inherited(["fit", "-c", str(tmp_path / "c.yaml"), "--model.seed", "4"])
     assert words[:1] == ["fit"]
     assert words[-2:] == ["--model.seed", "4"]
     files = [word for flag, word in itertools.pairwise(words) if flag == "-c"]
@@ -341,10 +343,12 @@ def test_override_survives_resume(tiny: dict[str, Path], videos: Path, tmp_path:
     cli.main(["fit", "-c", recipe("wan_dmd2"), *words])
     last = str(tmp_path / "checkpoints" / "last.ckpt")
     changed = ["--model.dmd.guidance", "2.5", "--trainer.max_steps", "9", "--model.fake_optimizer.init_args.lr", "3e-4"]
-    program = cli.run(cli.expand_inherited(["fit", "-c", recipe("wan_dmd2"), *words, *changed, "--ckpt_path", last]))
-    assert program.trainer.global_step == 9
-    assert program.model.dmd.guidance == 2.5
-    fake = program.model.optimizers(use_pl_optimizer=False)[1]
+    ran = program.run(
+        recipes.expand_inherited(["fit", "-c", recipe("wan_dmd2"), *words, *changed, "--ckpt_path", last])
+    )
+    assert ran.trainer.global_step == 9
+    assert ran.model.dmd.guidance == 2.5
+    fake = ran.model.optimizers(use_pl_optimizer=False)[1]
     assert fake.param_groups[0]["lr"] == pytest.approx(3e-4)
 
 
@@ -370,7 +374,7 @@ def test_processes_part_before_they_end(monkeypatch: pytest.MonkeyPatch, tmp_pat
         torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/met", rank=0, world_size=1)
         sys.exit(143)
 
-    monkeypatch.setattr(cli, "run", stopped)
+    monkeypatch.setattr(program, "run", stopped)
     with pytest.raises(SystemExit, match="143"):
         cli.main(["fit"])
     assert not torch.distributed.is_initialized()
@@ -389,13 +393,13 @@ def test_held_out_clips_are_measured(
     words = small(tiny, "wan", videos, tmp_path)
     cli.main(["fit", "-c", recipe("wan_dmd2"), *words])
     last = str(tmp_path / "checkpoints" / "last.ckpt")
-    program = cli.run(
-        cli.expand_inherited(
+    ran = program.run(
+        recipes.expand_inherited(
             [command, "-c", recipe("wan_dmd2"), *words, "--ckpt_path", last, "--data.val_share", "0.4"]
         )
     )
     stage = "val" if command == "validate" else "test"
-    measured = program.trainer.callback_metrics
+    measured = ran.trainer.callback_metrics
     assert measured[f"{stage}/student_x0_error"] != measured[f"{stage}/teacher_x0_error"]
 
 
@@ -456,7 +460,7 @@ def test_paths_of_a_recipe_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tm
     (tmp_path / "data.yaml").write_text("data: {folder: ~/videos, cache: $PLACE/cache}")
     seen: dict[str, Any] = {}
     monkeypatch.setattr(
-        cli.DistillationCLI, "instantiate_classes", lambda self: seen.update(vars(self.config.fit)) or 1 / 0
+        program.DistillationCLI, "instantiate_classes", lambda self: seen.update(vars(self.config.fit)) or 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
         cli.main(["fit", "-c=~/mine.yaml", "--model.dmd.negative_prompt", "~ $PLACE"])
@@ -499,7 +503,7 @@ def test_folders_that_cannot_be_written_are_one_line(
 
 
 def test_what_the_system_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
-    monkeypatch.setattr(cli, "run", lambda words, recipes: (tmp_path / "gone").rmdir())
+    monkeypatch.setattr(program, "run", lambda words, recipes: (tmp_path / "gone").rmdir())
     for kind, said in ((PermissionError, "Permission denied"), (NotADirectoryError, "Not a directory")):
 
         def refuse(self: Path, kind: Any = kind, said: str = said) -> None:
@@ -517,4 +521,18 @@ def test_a_full_disk_of_safetensors_is_one_line(tmp_path: Path) -> None:
             save_file({"w": torch.zeros(9999)}, tmp_path / "w.safetensors")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert (cli.one_line_of(raised.value) or "").startswith("File too large: make room, then run the command again")
+    assert (errors.one_line_of(raised.value) or "").startswith("File too large: make room, then run the command again")
+
+
+HEAVY = ("torch", "lightning", "diffusers", "transformers", "matplotlib", "jsonargparse", "yaml")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["fitt"], []])
+def test_help_versions_and_misspelt_commands_load_nothing_heavy(words: list[str]) -> None:
+    asked = (
+        "import sys\nfrom lightning_dfd.cli.main import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        f"print('loaded:', [name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", asked, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded: []"

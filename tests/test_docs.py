@@ -14,7 +14,9 @@ import yaml
 
 from lightning_dfd.backbones import backbone_from_pretrained
 from lightning_dfd.cli import evaluate as evaluation
+from lightning_dfd.cli import help as help_texts
 from lightning_dfd.cli import main as cli
+from lightning_dfd.cli import program
 from lightning_dfd.testing.tiny import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -61,18 +63,18 @@ def keys() -> dict[str, set[str]]:
     """The keys that every command of the program knows."""
     found: dict[str, set[str]] = {}
 
-    class Stopped(cli.DistillationCLI):
+    class Stopped(program.DistillationCLI):
         def parse_arguments(self, parser: Any, args: Any) -> None:
-            found.update({name: set(cli.known_keys(sub)) for name, sub in self._subcommand_parsers.items()})
+            found.update({name: set(help_texts.known_keys(sub)) for name, sub in self._subcommand_parsers.items()})
             raise _Built
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "DistillationCLI", Stopped)
-        for command in cli.DistillationCLI.subcommands():
+        patch.setattr(program, "DistillationCLI", Stopped)
+        for command in program.DistillationCLI.subcommands():
             with pytest.raises(_Built):
-                cli.run([command])
-    found["evaluate"] = set(cli.known_keys(evaluation.make_parser(cli.OneLineParser)))
-    assert set(found) == set(cli.OWN_COMMANDS)
+                program.run([command])
+    found["evaluate"] = set(help_texts.known_keys(evaluation.make_parser(program.OneLineParser)))
+    assert set(found) == set(help_texts.OWN_COMMANDS)
     return found
 
 

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_dfd import DistillationModule, DistillationTrainer, VideoDataModule
 from lightning_dfd.callbacks import VideoSamples
+from lightning_dfd.cli import errors, program, recipes
 from lightning_dfd.cli import main as cli
 from lightning_dfd.runs import folder, signals
 from lightning_dfd.runs.checkpoints import read_checkpoint
@@ -76,7 +77,7 @@ def test_a_second_run_is_refused_with_three_ways_on(run: Run, capsys: pytest.Cap
     before = {path: path.read_bytes() for path in run.root.rglob("*") if path.is_file()}
     with pytest.raises(FileExistsError) as refused:
         run.fit(1)
-    said = cli.one_line_of(refused.value) or ""
+    said = errors.one_line_of(refused.value) or ""
     for way in ("holds another run (checkpoints/", "--ckpt_path last", "--trainer.default_root_dir", "--overwrite"):
         assert way in said
     run.fit(1, fast_dev_run=True)  # keeps nothing, and so may
@@ -135,8 +136,8 @@ def test_best_is_the_one_that_the_monitor_rates_best(run: Run) -> None:
 
     trainer = run.fit(3, Rate(), keep=keep)
     best = run.root / "checkpoints" / "step=2.ckpt"
-    assert folder.find_checkpoint(trainer, "best") == best
-    assert run.trainer(3, keep=keep)._existing("best") == str(best)
+    assert folder.find_checkpoint(trainer, "best") == str(best)
+    assert folder.require_checkpoint(run.trainer(3, keep=keep), "best") == str(best)
     with pytest.raises(
         ValueError, match=r"no ModelCheckpoint of the recipe has a monitor \(val/score, say\); take last"
     ):
@@ -213,7 +214,7 @@ def test_ctrl_c_while_loading_is_one_line(run: Run, monkeypatch: pytest.MonkeyPa
         run.fit(1)
     assert stop.value.code == 130
     signal.signal(signal.SIGINT, before)
-    monkeypatch.setattr(cli, "run", interrupted)
+    monkeypatch.setattr(program, "run", interrupted)
     with pytest.raises(SystemExit) as stop:
         cli.main(["fit"])
     assert stop.value.code == 130
@@ -239,7 +240,7 @@ def test_the_command_to_go_on_is_the_one_that_was_given(monkeypatch: pytest.Monk
     def stopped(*arguments: Any) -> None:
         raise Stopped(signal.SIGINT, saved=True)
 
-    monkeypatch.setattr(cli, "run", stopped)
+    monkeypatch.setattr(program, "run", stopped)
     monkeypatch.setattr(sys, "argv", ["/venv/bin/lightning"])
     words = ["fit", "--overwrite", "--data.folder", "my videos", "--ckpt_path", "a.ckpt", "--trainer.max_steps=9"]
     with pytest.raises(SystemExit) as stop:
@@ -251,9 +252,9 @@ def test_the_command_to_go_on_is_the_one_that_was_given(monkeypatch: pytest.Monk
     with pytest.raises(SystemExit):
         cli.main(words)
     assert "go on with: python -m lightning_dfd fit --data.folder 'my videos' --" in capsys.readouterr().err
-    assert cli.to_go_on(["fit", "--overwrite", "true", "--ckpt_path=x"]) == ["fit", "--ckpt_path", "last"]
-    assert cli.bare_flags(["fit", "--overwrite", "-c", "a"]) == ["fit", "--overwrite=true", "-c", "a"]
-    assert cli.bare_flags(["fit", "--overwrite", "false"]) == ["fit", "--overwrite", "false"]
+    assert recipes.to_go_on(["fit", "--overwrite", "true", "--ckpt_path=x"]) == ["fit", "--ckpt_path", "last"]
+    assert recipes.bare_flags(["fit", "--overwrite", "-c", "a"]) == ["fit", "--overwrite=true", "-c", "a"]
+    assert recipes.bare_flags(["fit", "--overwrite", "false"]) == ["fit", "--overwrite", "false"]
 
 
 # ---- ends that cannot be saved --------------------------------------------------------------------------------

@@ -16,7 +16,9 @@ import torch
 from lightning_dfd.cli import evaluate as evaluation
 from lightning_dfd.cli import main as cli
 from lightning_dfd.data import read_video, write_video
+from lightning_dfd.evaluation.folders import one_rate, source
 from lightning_dfd.evaluation.metrics import VideoSuite
+from lightning_dfd.evaluation.report import Report, as_json, table
 from lightning_dfd.toy.world import draw_clips
 from lightning_dfd.types import VideoSize
 from tests.test_cli import fail
@@ -209,11 +211,11 @@ def test_help_fits_a_reader(capsys: Any) -> None:
 
 
 def test_what_is_not_finite_is_null() -> None:
-    report = evaluation.Report({}, {}, {"a": {"x": math.nan, "y": 2.0}}, {"a": {"score": math.inf}}, [])
-    record = json.loads(evaluation.as_json(report))
+    report = Report({}, {}, {"a": {"x": math.nan, "y": 2.0}}, {"a": {"score": math.inf}}, [])
+    record = json.loads(as_json(report))
     assert record["values"] == {"a": {"x": None, "y": 2.0}}
     assert record["relative_to_teacher"] == {"a": {"score": None}}
-    assert evaluation.table(report) == (["", "a"], [["x", "nan"], ["y", "2"], ["score", "inf"]])
+    assert table(report) == (["", "a"], [["x", "nan"], ["y", "2"], ["score", "inf"]])
 
 
 def test_the_default_reading_and_extractors(world: dict[str, Path], tmp_path: Path, real_videos: Path) -> None:
@@ -272,8 +274,8 @@ def test_the_rate_at_which_folders_are_read(
     for name, own in rates.items():
         for number, rate in enumerate(own):
             moving(tmp_path / name / str(number), rate, count=1, frames=4)
-        sources.append(evaluation.source(name, str(tmp_path / name), 1))
-    found, notes = evaluation.one_rate(sources, fps)
+        sources.append(source(name, str(tmp_path / name), 1))
+    found, notes = one_rate(sources, fps)
     assert found == (read, pytest.approx(shown, abs=1e-3))
     assert bool(notes) == bool(said)
     assert said in "".join(notes)

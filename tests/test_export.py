@@ -136,7 +136,7 @@ def test_refusals(tiny: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--format pipeline"):
         export_student(module, tmp_path / "student", SIZE, "lora", {})
     (tmp_path / "there").mkdir()
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         export_student(module, tmp_path / "there", SIZE, "pipeline", {})
 
 

@@ -28,7 +28,9 @@ ROOMS = [
     "toy",
 ]
 FRONT = ("__init__", "__main__", "settings", "features", "metrics", "tiny")  # addresses for users alone
-LATE: tuple[str, ...] = ()  # files that import where they use it, so that commands start quickly
+LATE = {  # files that import where they use it, so that commands start quickly: what waits there
+    "lightning_dfd.cli.main": "torch, for --help, --version and a misspelt command",
+}
 
 
 def modules() -> dict[str, Path]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_dfd.cli import main as cli
-from lightning_dfd.cli.sampling import clear, usable_output, wanted, write_samples
+from lightning_dfd.cli.sampling import clear, samples_folder, wanted, write_samples
 from lightning_dfd.cli.trainer import DistillationTrainer
 from lightning_dfd.data import VideoDataModule, list_clips, read_video
 from lightning_dfd.evaluation.generation import Request, requests_for
@@ -39,7 +39,7 @@ def asked(prompts: int, seeds: int = 2) -> list[Request]:
 
 def write(folder: Path, requests: list[Request], stop_after: int | None = None) -> None:
     record = {"videos": len(requests)}
-    write_samples(usable_output(str(folder)), few(len(requests), stop_after), requests, record, 8.0)
+    write_samples(samples_folder(str(folder)), few(len(requests), stop_after), requests, record, 8.0)
 
 
 def names(folder: Path) -> set[str]:
@@ -131,14 +131,14 @@ def test_a_killed_call_leaves_what_it_wrote(tmp_path: Path) -> None:
 def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"mine")
     with pytest.raises(ValueError, match=r"holds something else \(clip.mp4\); name a new or an empty folder"):
-        usable_output(str(tmp_path))
+        samples_folder(str(tmp_path))
     for place in (tmp_path / "clip.mp4", tmp_path / "clip.mp4" / "below", Path("/proc/here")):
         with pytest.raises(OSError, match=r"output is .*, which cannot be written \(.+\); name another folder"):
-            usable_output(str(place))
+            samples_folder(str(place))
     with pytest.raises(ValueError, match="output is empty"):
-        usable_output("")
+        samples_folder("")
     assert names(tmp_path) == {"clip.mp4"}
-    assert usable_output(str(tmp_path / "new" / "one")).is_dir()
+    assert samples_folder(str(tmp_path / "new" / "one")).is_dir()
 
 
 def test_the_grid_is_small_however_many_videos(tmp_path: Path) -> None:

@@ -443,7 +443,7 @@ def clips(tiny: dict[str, Path], tmp_path: Path) -> VideoDataModule:
         (folder / f"{k}.txt").write_text("a dog" if k == 5 else "a cat")
     data = VideoDataModule(str(folder), str(cache), 9, 32, 32, batch_size=2)
     backbone = make_module(tiny["wan"]).backbone
-    write_cache(backbone, list_clips(folder).clips, cache, data.size, None, progress=False)
+    write_cache(backbone, list_clips(folder).clips, cache, data.size, None)
     data.setup()
     return data
 

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from lightning_dfd.cli import main as cli
+from lightning_dfd.cli import program, recipes
 from lightning_dfd.data import LatentCache, read_first_frame, read_video
 from lightning_dfd.export import posterior_means
 from lightning_dfd.testing.tiny import TINY
@@ -51,9 +52,9 @@ def test_from_video_files_to_a_pipeline_on_disk(
     start = ["--model.init_from", str(tmp_path / "dmd2/checkpoints/last.ckpt")]
     root = ["--trainer.default_root_dir", str(tmp_path / "dfd")]
     dfd = ["-c", recipe(f"{name}_dfd"), *words, *cache, *start, *root]
-    program = cli.run(cli.expand_inherited(["fit", *dfd]))
-    assert program.trainer.global_step == 10
-    loaded = program.model.backbone.loader.loaded
+    ran = program.run(recipes.expand_inherited(["fit", *dfd]))
+    assert ran.trainer.global_step == 10
+    loaded = ran.model.backbone.loader.loaded
     assert bool(loaded) != cached  # with a cache no VAE and no text encoder is loaded
 
     ckpt = ["--ckpt_path", str(tmp_path / "dfd/checkpoints/last.ckpt")]
@@ -79,8 +80,8 @@ def test_from_video_files_to_an_image_to_video_pipeline(
     cli.main(["fit", "-c", recipe(f"{name}_dmd2"), *words, *root])
     start = ["--model.init_from", str(tmp_path / "dmd2/checkpoints/last.ckpt")]
     dfd = ["-c", recipe(f"{name}_dfd"), *words, *start, "--trainer.default_root_dir", str(tmp_path / "dfd")]
-    program = cli.run(cli.expand_inherited(["fit", *dfd]))
-    assert not program.model.backbone.loader.loaded  # images come from the cache too
+    ran = program.run(recipes.expand_inherited(["fit", *dfd]))
+    assert not ran.model.backbone.loader.loaded  # images come from the cache too
 
     ckpt = ["--ckpt_path", str(tmp_path / "dfd/checkpoints/last.ckpt")]
     request = ["--prompts", '["a cat"]', "--seeds", "[3]", "--output", str(tmp_path / "samples")]
@@ -109,7 +110,7 @@ def test_from_video_files_to_an_image_to_video_pipeline(
             output_type="latent",
         ).frames
     if name == "ltx_i2v":  # its network is shown the image as the first frame, and leaves it alone
-        backbone = program.model.backbone
+        backbone = ran.model.backbone
         given = backbone.encode_images(frame[None].float() / 127.5 - 1.0, size.frames)["image_latents"]
         shape = backbone.latent_shape(replace(size, width=size.height))
         assert (backbone.unpack(latents, shape)[:, :, :1] - given).abs().max() < 1e-4

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -25,10 +26,12 @@ from lightning_dfd.callbacks.common import (
     require_data,
     require_teacher_steps,
     shared_statistics,
+    student_of,
 )
 from lightning_dfd.data import SampleError, VideoDataModule
+from lightning_dfd.distributed.ranks import Ranks
 from lightning_dfd.evaluation.features import data_fingerprint
-from lightning_dfd.evaluation.generation import Request, generate_videos, requests_for
+from lightning_dfd.evaluation.generation import generate_videos, requests_for
 from lightning_dfd.evaluation.metrics import VideoSuite, relative_to_teacher
 from lightning_dfd.training.module import DistillationModule
 from lightning_dfd.types import Role
@@ -88,25 +91,25 @@ class VideoEvaluation(Callback):
 
     # ---- when ---------------------------------------------------------------------------------------------
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self.teacher:
-            require_teacher_steps(trainer, pl_module, self.teacher_steps)
+            require_teacher_steps(trainer, student_of(pl_module), self.teacher_steps)
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._prepare(trainer, pl_module)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._prepare(trainer, student_of(pl_module))
         if self._done < 0:
-            self._evaluate(trainer, pl_module)
+            self._evaluate(trainer, student_of(pl_module))
         else:  # a resumed run: what it was measured by before, for those that read it between evaluations
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._logged.items()})
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if due(trainer, self.every, self._done):
-            values = self._evaluate(trainer, pl_module)
+            values = self._evaluate(trainer, student_of(pl_module))
             pl_module.log_dict(values, logger=False)  # for ModelCheckpoint(monitor=...) and EarlyStopping
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._done:  # ended before max_steps
-            self._evaluate(trainer, pl_module)
+            self._evaluate(trainer, student_of(pl_module))
 
     @property
     def measured_at(self) -> int:
@@ -130,7 +133,7 @@ class VideoEvaluation(Callback):
 
     # ---- what ---------------------------------------------------------------------------------------------
 
-    def _prepare(self, trainer: Any, module: DistillationModule) -> None:
+    def _prepare(self, trainer: Trainer, module: DistillationModule) -> None:
         data = require_data(trainer)
         self._requests = requests_for(evaluation_prompts(data, self.prompts), range(self.seeds))
         if len(self._requests) < self.min_videos:
@@ -166,10 +169,11 @@ class VideoEvaluation(Callback):
             "min_videos": str(self.min_videos),
         }
 
-    def _real_state(self, trainer: Any, module: DistillationModule, data: VideoDataModule) -> dict[str, Tensor]:
+    def _real_state(self, trainer: Trainer, module: DistillationModule, data: VideoDataModule) -> dict[str, Tensor]:
         assert self._suite is not None
-        clips = data.real_clips(self.real_clips)[trainer.global_rank :: trainer.world_size]
-        for clip in tqdm(clips, desc="real clips", leave=False, disable=not trainer.is_global_zero):
+        ranks = Ranks.of(trainer)
+        clips = ranks.share(data.real_clips(self.real_clips)) if ranks.sequence_rank == 0 else []
+        for clip in tqdm(clips, desc="real clips", leave=False, disable=not ranks.is_first):
             try:
                 video = data.real_video(clip, module.backbone.decode_latents)
             except SampleError as error:
@@ -178,7 +182,7 @@ class VideoEvaluation(Callback):
             self._suite.update_real(video.to(module.device))
         return self._suite.real_state()
 
-    def _evaluate(self, trainer: Any, module: DistillationModule) -> dict[str, float]:
+    def _evaluate(self, trainer: Trainer, module: DistillationModule) -> dict[str, float]:
         self._done = trainer.global_step
         values = self._measure(trainer, module, module.best_student)
         logged = {f"val/{name}": value for name, value in values.items()}
@@ -190,18 +194,18 @@ class VideoEvaluation(Callback):
         self._logged = logged
         return logged
 
-    def _measure(self, trainer: Any, module: DistillationModule, role: Role) -> dict[str, float]:
+    def _measure(self, trainer: Trainer, module: DistillationModule, role: Role) -> dict[str, float]:
         """The suite's values for a role's videos; every rank makes a share of them, and as many network calls."""
         assert self._suite is not None
-        data, suite = require_data(trainer), self._suite
+        data, suite, ranks = require_data(trainer), self._suite, Ranks.of(trainer)
         suite.reset()
-        own = self._requests[trainer.global_rank :: trainer.world_size]
-        rounds = range(0, -(-len(self._requests) // trainer.world_size), self.batch_size)
+        own = ranks.share(self._requests)
+        rounds = range(0, -(-len(self._requests) // ranks.data_size), self.batch_size)
         described = f"evaluating {role} at {trainer.global_step}"
         with quiet_generation(module):
-            for start in tqdm(rounds, desc=described, leave=False, disable=not trainer.is_global_zero):
-                chunk: list[Request] = own[start : start + self.batch_size]
+            for start in tqdm(rounds, desc=described, leave=False, disable=not ranks.is_first):
+                chunk = own[start : start + self.batch_size]
                 videos = generate_videos(module, role, chunk or self._requests[:1], data.size, data, self.teacher_steps)
-                if chunk:
+                if chunk and ranks.sequence_rank == 0:  # those that share a sequence have the same videos
                     suite.update(videos, [request.prompt for request in chunk], [request.seed for request in chunk])
         return suite.compute()

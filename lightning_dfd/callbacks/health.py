@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_dfd.callbacks.common import due
+from lightning_dfd.callbacks.common import due, student_of
 from lightning_dfd.training.module import DistillationModule
 
 WINDOW = 20  # readings that a rolling mean is over
@@ -55,24 +56,26 @@ class RunHealth(Callback):
         self._lowest_fake = math.inf
         self._done = -1
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if not forces_data(pl_module) or self._done >= 0:  # the latter in a resumed run
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = student_of(pl_module)
+        if not forces_data(module) or self._done >= 0:  # the latter in a resumed run
             return
         alarm = None
-        if pl_module.init_from is None and trainer.global_step == 0:
+        if module.init_from is None and trainer.global_step == 0:
             alarm = (
                 "data forcing starts from the teacher itself; distil first with the dmd2 recipe and set "
                 "model.init_from to its checkpoint"
             )
         self._report(trainer, {"not_distilled": alarm})
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if not due(trainer, self.every, self._done):
             return
         self._done = trainer.global_step
-        readings = {name: float(value) for name, value in pl_module.journal.latest.items()}
+        module = student_of(pl_module)
+        readings = {name: float(value) for name, value in module.journal.latest.items()}
         readings |= {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self._report(trainer, dict(self.check(pl_module, readings)))
+        self._report(trainer, dict(self.check(module, readings)))
 
     @property
     def state_key(self) -> str:
@@ -138,7 +141,7 @@ class RunHealth(Callback):
         recent.append(value)
         return sum(recent) / WINDOW if len(recent) == WINDOW else None
 
-    def _report(self, trainer: Any, found: Mapping[str, str | None]) -> None:
+    def _report(self, trainer: Trainer, found: Mapping[str, str | None]) -> None:
         for name, text in found.items():
             if text is not None and name not in self.alarms:
                 rank_zero_warn(f"run health, {name}, iteration {trainer.global_step}: {text}")

@@ -6,12 +6,14 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.model_summary import get_human_readable_count
+from lightning.pytorch.utilities.model_summary.model_summary import get_human_readable_count
 from torch import nn
 
+from lightning_dfd.callbacks.common import student_of
 from lightning_dfd.networks.roles import TRAINED
 
 LOG_FILE_INTERVAL = 30.0  # seconds between two states of the bar where it does not go to a terminal
@@ -21,7 +23,7 @@ class IterationBar(TQDMProgressBar):
     """One bar for the whole run, in iterations. Lightning's counts batches, and starts at 0 in a resumed run."""
 
     def init_train_tqdm(self) -> Tqdm:
-        trainer: Any = self.trainer
+        trainer: Trainer = self.trainer
         return Tqdm(
             desc="iterations",
             initial=trainer.global_step,  # only what this process does counts for its pace
@@ -39,10 +41,12 @@ class IterationBar(TQDMProgressBar):
     def on_train_epoch_start(self, *_: Any) -> None:
         """The bar is of the run, and goes on."""
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         bar = self.train_progress_bar
         step = trainer.global_step
-        if bar.disable or not pl_module.between_iterations or not self._should_update(step, trainer.max_steps):
+        if bar.disable or not student_of(pl_module).between_iterations:
+            return
+        if not self._should_update(step, trainer.max_steps):
             return
         try:
             bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
@@ -50,16 +54,19 @@ class IterationBar(TQDMProgressBar):
         except OSError:  # a terminal that was closed; the run goes on, or ends by the signal that comes with it
             bar.disable = True
 
-    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, int | str | float | dict[str, float]]:
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
 class TrainedParts(ModelSummary):
     """Says how many parameters each part has, and which are trained. Lightning's counts FLOPs, of which it finds 0."""
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        parts = {str(role): pl_module.network.parameters_of(role) for role in TRAINED}
-        parts |= {name: list(module.parameters()) for name, module in pl_module.term_modules.items()}
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = student_of(pl_module)
+        parts = {str(role): module.network.parameters_of(role) for role in TRAINED}
+        parts |= {name: list(part.parameters()) for name, part in module.term_modules.items()}
         counts = {name: _count(part) for name, part in parts.items()}
         frozen = _count(pl_module.parameters()) - sum(counts.values())
         said = [f"{name} {get_human_readable_count(count).strip()}" for name, count in counts.items()]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
@@ -23,8 +24,10 @@ from lightning_dfd.callbacks.common import (
     quiet_generation,
     require_data,
     require_teacher_steps,
+    student_of,
 )
 from lightning_dfd.data import write_video
+from lightning_dfd.distributed.ranks import Ranks
 from lightning_dfd.evaluation.generation import generate_videos, requests_for
 from lightning_dfd.evaluation.pictures import contact_sheet, encode_gif, enlarge, side_by_side, to_frames, video_grid
 from lightning_dfd.runs.loggers import surviving
@@ -63,21 +66,21 @@ class VideoSamples(Callback):
         self._teacher: Tensor | None = None
         self._done = -1  # the iteration of the last look; -1 before the first
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            require_teacher_steps(trainer, pl_module, self.teacher_steps)
+            require_teacher_steps(trainer, student_of(pl_module), self.teacher_steps)
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._done < 0:  # else a resumed run, whose last look was when it was due
-            self._look(trainer, pl_module)
+            self._look(trainer, student_of(pl_module))
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if due(trainer, self.every, self._done):
-            self._look(trainer, pl_module)
+            self._look(trainer, student_of(pl_module))
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._done:
-            self._look(trainer, pl_module)
+            self._look(trainer, student_of(pl_module))
 
     @property
     def state_key(self) -> str:
@@ -89,12 +92,12 @@ class VideoSamples(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._done = state_dict["done"]
 
-    def _look(self, trainer: Any, module: DistillationModule) -> None:
+    def _look(self, trainer: Trainer, module: DistillationModule) -> None:
         self._done = trainer.global_step
         if self._teacher is None:
             self._teacher = self._videos(trainer, module, "teacher")
         student = self._videos(trainer, module, module.best_student)
-        if not trainer.is_global_zero:  # all ranks sample, as a sharded network needs them all; one writes
+        if not Ranks.of(trainer).is_first:  # all ranks sample, as a sharded network needs them all; one writes
             return
         pair = enlarge(side_by_side(self._teacher, student, len(self.seeds)), 96)
         grid = video_grid(pair, 2 * len(self.seeds))
@@ -113,7 +116,7 @@ class VideoSamples(Callback):
                 elif isinstance(logger, WandbLogger):
                     logger.log_video(TAG, [str(video)], step=self._done, format=["mp4"])
 
-    def _videos(self, trainer: Any, module: DistillationModule, role: Role) -> Tensor:
+    def _videos(self, trainer: Trainer, module: DistillationModule, role: Role) -> Tensor:
         data = require_data(trainer)
         requests = requests_for(evaluation_prompts(data, self.prompts), self.seeds)
         frames = []

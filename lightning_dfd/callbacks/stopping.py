@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lightning_dfd.callbacks.common import student_of, undeclared
 from lightning_dfd.callbacks.evaluation import VideoEvaluation
+from lightning_dfd.training.module import DistillationModule
 
 
 class StopEarly(Callback):
@@ -24,7 +27,7 @@ class StopEarly(Callback):
         self._looked = 0  # the iteration of the last look
         self._seen: dict[str, Any] = {}  # of each monitor, what was looked at last
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._looked = trainer.global_step
         evaluated = _evaluated(trainer)
         for stopper in self._ours(trainer):
@@ -32,9 +35,10 @@ class StopEarly(Callback):
                 self._seen.setdefault(stopper.monitor, evaluated[stopper.monitor])
             stopper._should_skip_check = _always  # type: ignore[method-assign]
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        step, every = trainer.global_step, max(1, trainer.log_every_n_steps)
-        if step == self._looked or not pl_module.between_iterations or trainer.fast_dev_run:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        module = student_of(pl_module)
+        step, every = trainer.global_step, max(1, undeclared(trainer).log_every_n_steps)
+        if step == self._looked or not module.between_iterations or undeclared(trainer).fast_dev_run:
             return
         self._looked = step
         for stopper in self._ours(trainer):
@@ -42,10 +46,10 @@ class StopEarly(Callback):
             evaluated = _evaluated(trainer).get(name)
             if evaluated is None and step % every:
                 continue
-            logged = pl_module.journal.latest.get(name, trainer.callback_metrics.get(name))
+            logged = module.journal.latest.get(name, trainer.callback_metrics.get(name))
             token = logged if evaluated is None else evaluated
             if token is None:
-                self._refuse_unknown(trainer, pl_module, stopper)
+                self._refuse_unknown(trainer, module, stopper)
             elif not _same(token, self._seen.get(name)):
                 self._seen[name] = token
                 self._look(trainer, stopper)
@@ -57,7 +61,7 @@ class StopEarly(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seen = dict(state_dict["seen"])
 
-    def _look(self, trainer: Any, stopper: EarlyStopping) -> None:
+    def _look(self, trainer: Trainer, stopper: EarlyStopping) -> None:
         before = trainer.should_stop
         stopper._run_early_stopping_check(trainer)
         if trainer.should_stop and not before:
@@ -65,36 +69,36 @@ class StopEarly(Callback):
                 f"EarlyStopping ends the run at iteration {trainer.global_step}: {stopper.stopping_reason_message}"
             )
 
-    def _ours(self, trainer: Any) -> Iterator[EarlyStopping]:
+    def _ours(self, trainer: Trainer) -> Iterator[EarlyStopping]:
         """Those that Lightning's validation does not serve."""
         validates = trainer.enable_validation and sum(trainer.num_val_batches) > 0
         evaluated = _evaluated(trainer)
-        for callback in trainer.callbacks:
+        for callback in undeclared(trainer).callbacks:
             if isinstance(callback, EarlyStopping):
                 ours = callback.monitor.startswith("train/") or callback.monitor in evaluated
                 if ours or not validates:
                     yield callback
 
-    def _refuse_unknown(self, trainer: Any, pl_module: Any, stopper: EarlyStopping) -> None:
+    def _refuse_unknown(self, trainer: Trainer, module: DistillationModule, stopper: EarlyStopping) -> None:
         """Raise ValueError for a value that nothing logs; that of a role may come with its first turn."""
-        if not stopper.strict or trainer.global_step < pl_module.dmd.student_update_freq:
+        if not stopper.strict or trainer.global_step < module.dmd.student_update_freq:
             return
-        known = sorted({*pl_module.journal.latest, *_evaluated(trainer), *trainer.callback_metrics})
+        known = sorted({*module.journal.latest, *_evaluated(trainer), *trainer.callback_metrics})
         raise ValueError(
             f"EarlyStopping monitors {stopper.monitor}, which nothing logs in this run; it can be one of "
             f"{', '.join(known)}, or with data.val_share above 0 val/student_x0_error"
         )
 
 
-def _always(trainer: Any) -> bool:
+def _always(trainer: Trainer) -> bool:
     return True
 
 
-def _evaluated(trainer: Any) -> dict[str, int]:
+def _evaluated(trainer: Trainer) -> dict[str, int]:
     """The values of the run's VideoEvaluations, with the iteration at which they were measured."""
     return {
         name: callback.measured_at
-        for callback in trainer.callbacks
+        for callback in undeclared(trainer).callbacks
         if isinstance(callback, VideoEvaluation)
         for name in callback.measured
     }

@@ -1,4 +1,4 @@
-"""`lightning sample`: videos of a role as files, written one by one, with a record of what made them.
+"""`lightning sample`: videos of a role as files, written one by one, with a record of their origin.
 
 Axis legend: B batch, N videos, F frames, H height, W width, C = 3 channels; pictures are uint8 [F, H, W, C].
 """
@@ -22,7 +22,7 @@ from lightning_dfd.data import VideoDataModule, read_first_frame, write_video
 from lightning_dfd.data.listing import CAPTION_KEYS
 from lightning_dfd.evaluation.generation import TEACHER_STEPS, Request, condition, generate_latents, image_clip
 from lightning_dfd.evaluation.pictures import contact_sheet, resized, to_frames, video_grid
-from lightning_dfd.files import expanded, replacing, writable_folder
+from lightning_dfd.files import expanded, output_folder, write_text
 from lightning_dfd.training.module import DistillationModule
 from lightning_dfd.types import Role, VideoSize
 
@@ -130,21 +130,9 @@ def require_images(model: DistillationModule, requests: Sequence[Request], data:
 # ---- the folder -------------------------------------------------------------------------------------------------
 
 
-def usable_output(output: str) -> Path:
-    """The folder to write to, made where it is missing, with whatever is in it as it was.
-
-    Raises:
-        ValueError: it holds something else than an earlier call's samples.
-        OSError: it cannot be made or written.
-    """
-    folder = Path(output)
-    if not output:
-        raise ValueError("output is empty; name a folder")
-    names = writable_folder(folder, "output")
-    foreign = [] if RECORD in names else [name for name in names if _in_the_way(name)]
-    if foreign:
-        raise ValueError(f"output {folder} holds something else ({foreign[0]}); name a new or an empty folder")
-    return folder
+def samples_folder(output: str) -> Path:
+    """`output_folder` of samples: other files may lie there, but no videos of another origin."""
+    return output_folder(output, RECORD, _in_the_way)
 
 
 def _in_the_way(name: str) -> bool:
@@ -206,8 +194,7 @@ def write_samples(
 
 
 def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    with replacing(folder / RECORD) as file:
-        file.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 # ---- the videos -------------------------------------------------------------------------------------------------
@@ -216,7 +203,7 @@ def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
 def record_of(
     model: DistillationModule, role: Role, requests: Sequence[Request], data: VideoDataModule, fps: float
 ) -> dict[str, Any]:
-    """What made the videos, as far as model, data and requests say."""
+    """The origin of the videos, as far as model, data and requests say."""
     backbone = model.backbone
     record: dict[str, Any] = {
         "videos": len(requests),
@@ -251,7 +238,7 @@ def sampled(
 ) -> Iterator[Tensor]:
     """The videos one by one, [F, H, W, C] each; `batch_size` are sampled together, and each is decoded by itself.
 
-    `record` gets the seconds of a video, without decoding, as they stand.
+    `record` gets the seconds per video so far, without decoding.
     """
     seconds, done = 0.0, 0
     for start in tqdm(range(0, len(requests), batch_size), desc=f"sampling {role}", unit="batch"):

@@ -4,40 +4,48 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_dfd.callbacks import VideoEvaluation, VideoSamples
-from lightning_dfd.callbacks.progress import IterationBar, TrainedParts
+from lightning_dfd.callbacks.defaults import default_callbacks
 from lightning_dfd.callbacks.stopping import StopEarly
+from lightning_dfd.cli import INTERRUPTED
+from lightning_dfd.cli.caching import cache_clips, check_caching
 from lightning_dfd.cli.sampling import (
     check_role,
     first_captions,
     record_of,
     require_images,
     sampled,
-    usable_output,
+    samples_folder,
     wanted,
     write_samples,
 )
-from lightning_dfd.data import Process, VideoDataModule, list_clips, write_cache
+from lightning_dfd.data import VideoDataModule
+from lightning_dfd.distributed.ranks import Ranks
 from lightning_dfd.evaluation.generation import requests_for
 from lightning_dfd.export import ExportFormat, ExportReport, check_export, export_student
 from lightning_dfd.files import expanded, require_writable
 from lightning_dfd.objectives.terms import require
 from lightning_dfd.plan import Setup, advise, as_json, as_text, estimate
-from lightning_dfd.runs.checkpoints import FRAME_RATE, OURS, CheckpointFiles, read_checkpoint
-from lightning_dfd.runs.folder import find_checkpoint, is_requeued, refuse_second_run, replaced_checkpoints
+from lightning_dfd.runs.checkpoints import FRAME_RATE, OURS, CheckpointFiles
+from lightning_dfd.runs.folder import (
+    find_checkpoint,
+    first_look,
+    is_requeued,
+    may_overwrite,
+    refuse_second_run,
+    require_checkpoint,
+)
 from lightning_dfd.runs.logs import continue_logs
 from lightning_dfd.runs.signals import LeaveInTime
 from lightning_dfd.training.module import DistillationModule
@@ -51,7 +59,6 @@ from lightning_dfd.training.options import (
 from lightning_dfd.training.saved import open_checkpoint
 from lightning_dfd.types import Role
 
-INTERRUPTED = 130  # exit code after Ctrl-C
 FAILED_SAVES = 3  # iterations in a row whose checkpoints may fail to be written
 
 
@@ -68,7 +75,8 @@ class DistillationTrainer(Trainer):
         check_options(kwargs)
         self._options = dict(kwargs)
         # StopEarly before checkpoints, which Lightning puts last of these: they hold what it has seen
-        kwargs["callbacks"] = [*fitting_callbacks(kwargs), *_default_callbacks(kwargs), StopEarly()]
+        given = fitting_callbacks(kwargs)
+        kwargs["callbacks"] = [*given, *default_callbacks(kwargs, given), StopEarly()]
         try:
             super().__init__(**kwargs)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
@@ -113,14 +121,11 @@ class DistillationTrainer(Trainer):
             RuntimeError: the end of the run could not be saved.
         """
         require_writable(self.default_root_dir, "trainer.default_root_dir")
-        if ckpt_path is not None:
-            ckpt_path = _path_or_name(ckpt_path)
         self._leave.overwrite = self._may_begin(model, ckpt_path, overwrite)
-        if ckpt_path in ("last", "best"):
-            ckpt_path = find_checkpoint(self, str(ckpt_path))
-            if ckpt_path is None:
-                rank_zero_info("ckpt_path is last and there is no checkpoint yet: the run begins at iteration 0")
-        content = _first_look(ckpt_path)
+        path = find_checkpoint(self, ckpt_path)
+        if path is None and ckpt_path is not None:
+            rank_zero_info("ckpt_path is last and there is no checkpoint yet: the run begins at iteration 0")
+        content = first_look(path)
         data = datamodule or train_dataloaders
         if isinstance(data, VideoDataModule):
             turns = (1, 1)  # batches per iteration, and iterations in which every role has a turn
@@ -130,7 +135,7 @@ class DistillationTrainer(Trainer):
         if content:
             continue_logs(self.loggers, content[OURS].get("logs", {}), content[OURS].get("runs", {}))
         try:
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only=True)
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's answer to Ctrl-C, with code 1
                 raise SystemExit(INTERRUPTED) from None
@@ -153,12 +158,7 @@ class DistillationTrainer(Trainer):
         if not overwrite:
             refuse_second_run(self)
             return False
-        source = getattr(model, "init_from", None)
-        if source is not None and Path(source).resolve() in {path.resolve() for path in replaced_checkpoints(self)}:
-            raise ValueError(
-                f"--overwrite would remove {source}, which model.init_from starts from; set another "
-                "--trainer.default_root_dir"
-            )
+        may_overwrite(self, model.init_from if isinstance(model, DistillationModule) else None)
         return True
 
     def validate(
@@ -211,22 +211,14 @@ class DistillationTrainer(Trainer):
         path = self._to_measure(datamodule or dataloaders, ckpt_path)
         return super().test(model, dataloaders, path, verbose, datamodule, weights_only=True)
 
-    def _to_measure(self, data: Any, ckpt_path: str | Path | None) -> str | None:
+    def _to_measure(self, data: LightningDataModule | object | None, ckpt_path: str | Path | None) -> str | None:
         """The path of the checkpoint for `validate` and `test`; raises, before anything is loaded, for none, and where
         no clips are held out."""
-        _require_held_out(data)
-        path = self._existing(ckpt_path)
-        _first_look(path)
+        if isinstance(data, VideoDataModule):
+            data.require_held_out()
+        path = require_checkpoint(self, ckpt_path)
+        first_look(path)
         return path
-
-    def _existing(self, ckpt_path: str | Path | None) -> str | None:
-        """The path of a checkpoint, with `last` and `best` looked up in the run's folder."""
-        if ckpt_path is None or ckpt_path not in ("last", "best"):
-            return None if ckpt_path is None else _path_or_name(ckpt_path)
-        found = find_checkpoint(self, str(ckpt_path))
-        if found is None:
-            raise FileNotFoundError("ckpt_path is last, and the recipe's run has no whole checkpoint; name one")
-        return str(found)
 
     def save_checkpoint(
         self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any | None = None
@@ -285,10 +277,7 @@ class DistillationTrainer(Trainer):
         Args:
             encode_batch_size: clips encoded together.
         """
-        require(encode_batch_size >= 1, "encode_batch_size", encode_batch_size, "at least 1")
-        if datamodule.folder is None or datamodule.cache is None:
-            raise ValueError("cache needs data.folder (videos to read) and data.cache (the folder to write)")
-        require_writable(datamodule.cache, "data.cache")
+        check_caching(datamodule, encode_batch_size)
         launcher = self.strategy.launcher
         run = self._cache if launcher is None else partial(launcher.launch, self._cache, trainer=self)
         run(model, datamodule, encode_batch_size)
@@ -297,31 +286,8 @@ class DistillationTrainer(Trainer):
         """On every process."""
         self.strategy.connect(model)
         self.strategy.setup_environment()
-        assert datamodule.folder is not None  # `cache` demands both
-        assert datamodule.cache is not None
         model.backbone.loader.to(self.strategy.root_device)
-        listing = list_clips(datamodule.folder)
-        report = write_cache(
-            model.backbone,
-            listing.clips,
-            datamodule.cache,
-            datamodule.sizes,
-            datamodule.fps,
-            negative_prompts=[model.dmd.negative_prompt],
-            batch_size=encode_batch_size,
-            more_captions=[""] if datamodule.caption_dropout else [],
-            process=Process(self.global_rank, self.world_size, self._gather),
-        )
-        rank_zero_info(f"{datamodule.cache}: {report.written} clips written, {report.kept} were there")
-        for problem in (*listing.problems, *report.problems):
-            rank_zero_info(f"left out {problem}")
-
-    def _gather(self, value: Any) -> list[Any]:
-        """What every process gave, by rank."""
-        found: list[Any] = [value] * self.world_size
-        if self.world_size > 1:
-            torch.distributed.all_gather_object(found, value)
-        return found
+        cache_clips(model, datamodule, encode_batch_size, Ranks.of(self))
 
     def sample(
         self,
@@ -336,7 +302,7 @@ class DistillationTrainer(Trainer):
         ckpt_path: str | None = None,
         batch_size: int = 8,
     ) -> None:
-        """Make videos with the student or the teacher: mp4 files as they come, then a playing grid and a contact sheet.
+        """Generate videos with the student or the teacher: mp4 files as they come, then a grid and a contact sheet.
 
         Args:
             output: folder to write to; videos that an earlier call wrote there are removed, other files are kept.
@@ -353,7 +319,7 @@ class DistillationTrainer(Trainer):
         require(batch_size >= 1, "batch_size", batch_size, "at least 1")
         asked = wanted(prompts, prompts_file, seeds, images)
         check_role(model, role, asked.images, datamodule.size)
-        folder = usable_output(expanded(output, "output"))
+        folder = samples_folder(expanded(output, "output"))
         if role == "teacher":
             model.init_from = None
         needs_data = asked.prompts is None or (model.backbone.takes_image and asked.images is None)
@@ -398,7 +364,7 @@ class DistillationTrainer(Trainer):
 
     def _load(self, model: DistillationModule, ckpt_path: str | None) -> dict[str, str]:
         """Networks with a checkpoint's weights, on this trainer's device; returns what the checkpoint says."""
-        ckpt_path = self._existing(ckpt_path)
+        ckpt_path = require_checkpoint(self, ckpt_path)
         if ckpt_path is not None:
             ckpt_path = expanded(ckpt_path, "ckpt_path")
             model.init_from = None
@@ -410,56 +376,6 @@ class DistillationTrainer(Trainer):
         return facts
 
 
-def _default_callbacks(options: Mapping[str, Any]) -> list[Callback]:
-    """Those that Lightning would add by itself, in versions that suit an endless stream, where the user gave none."""
-    given = fitting_callbacks(options)
-    defaults: dict[str, tuple[type[Callback], Callable[[], Callback]]] = {
-        "enable_progress_bar": (ProgressBar, IterationBar),
-        "enable_model_summary": (ModelSummary, TrainedParts),
-        "enable_checkpointing": (Checkpoint, _newest_and_last),
-    }
-    return [
-        make()
-        for name, (kind, make) in defaults.items()
-        if options.get(name) is not False and not any(isinstance(callback, kind) for callback in given)
-    ]
-
-
-def _first_look(ckpt_path: str | Path | None) -> dict[str, Any]:
-    """A checkpoint's content, read lazily; empty for none, for an address and for Lightning's own `hpc`.
-
-    Raises as `read_checkpoint`: before the networks are loaded, which takes minutes.
-    """
-    if ckpt_path is None or ckpt_path == "hpc" or "://" in str(ckpt_path):
-        return {}
-    return read_checkpoint(ckpt_path, lazily=True)
-
-
 def _playing_rate(facts: Mapping[str, str], datamodule: VideoDataModule) -> float:
     """The rate of the checkpoint's run; without one, of the data."""
     return float(facts[FRAME_RATE]) if FRAME_RATE in facts else datamodule.playing_rate
-
-
-def _newest_and_last() -> ModelCheckpoint:
-    """As in recipes/common.yaml; Lightning's default saves when an epoch ends, and here none does."""
-    return ModelCheckpoint(filename="{step}", every_n_train_steps=100, save_last=True, enable_version_counter=False)
-
-
-def _path_or_name(ckpt_path: str | Path) -> str:
-    """A checkpoint's path as text, or `last` or `best`; Lightning has further names, for folders that are not ours.
-
-    Raises:
-        ValueError: it is empty or one of those.
-    """
-    name = str(ckpt_path)
-    if not name or name == "hpc" or name.startswith("registry:"):
-        raise ValueError(f"ckpt_path is {name!r}; give a checkpoint's path, last, best, or null for none")
-    return name
-
-
-def _require_held_out(data: Any) -> None:
-    if isinstance(data, VideoDataModule) and data.val_share == 0:
-        raise ValueError(
-            "data.val_share is 0, so no clips are held out and there is nothing to measure; set it (0.02, say), in fit "
-            "too, as clips that were trained on tell nothing"
-        )

@@ -190,4 +190,5 @@ def _to_xyz(primaries: int) -> NDArray[np.float64]:
     columns = np.array([(x / y, 1, (1 - x - y) / y) for x, y in CHROMATICITIES[primaries]]).T
     x, y = D65
     white = np.array((x / y, 1, (1 - x - y) / y))
-    return columns * np.linalg.solve(columns, white)
+    found: NDArray[np.float64] = columns * np.linalg.solve(columns, white)
+    return found

@@ -5,14 +5,11 @@ Axis legend: B batch, C = 3 colour channels, F frames, H height, W width.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import shlex
-import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,13 +21,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lightning_dfd.data.cache import INDEX, LatentCache, read_latents
+from lightning_dfd.data.cache.format import INDEX
+from lightning_dfd.data.cache.read import LatentCache, read_latents
 from lightning_dfd.data.listing import Clip, Problem, first_problems, list_clips
-from lightning_dfd.data.stream import ClipVideos, OrderedSamples, Sample, SeededStream, collate
+from lightning_dfd.data.loading import (
+    StreamLoader,
+    Subset,
+    check_numbers,
+    check_share,
+    check_source,
+    held_out,
+    ignore_ctrl_c,
+)
+from lightning_dfd.data.stream import ClipVideos, OrderedSamples, SeededStream, collate
 from lightning_dfd.data.video import Facts, VideoError, glance, look, middle_rate, note_guessed_colours, read_video
-from lightning_dfd.diffusion.draws import hash_seed
-from lightning_dfd.files import SampleError, expanded, replacing
-from lightning_dfd.types import Batch, Conditioning, VideoSize
+from lightning_dfd.distributed.ranks import Ranks
+from lightning_dfd.files import SampleError, expanded, write_text
+from lightning_dfd.types import Conditioning, VideoSize
 
 UNKNOWN_RATE = 8.0  # frames per second
 
@@ -38,16 +45,16 @@ UNKNOWN_RATE = 8.0  # frames per second
 class VideoDataModule(LightningDataModule):
     """Captioned videos for training and for validation.
 
-    Give `folder` (videos, decoded while training), `cache` (latents and embeddings, made from a folder by
+    Give `folder` (videos, decoded while training), `cache` (latents and embeddings, written from a folder by
     `lightning cache`), or both; with a cache, training reads nothing else. Clips of the folder that are new, changed or
-    gone since the cache was made are then warned of. In both, `~` and environment variables are replaced.
+    gone since the cache was written are then warned of. In both, `~` and environment variables are replaced.
 
     The training data are an endless stream in which batch k depends on the seed and k alone, so that a resumed
     run goes on where it stopped, with any number of workers.
 
     Args:
         folder: videos with metadata.jsonl, metadata.csv or a .txt caption beside each.
-        cache: a folder of latents made by `lightning cache`; None decodes and encodes while training.
+        cache: a folder of latents written by `lightning cache`; None decodes and encodes while training.
         frames: frames of a clip.
         height: pixels; videos are scaled to cover height x width and cropped at the centre.
         width: pixels.
@@ -87,25 +94,12 @@ class VideoDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if folder is None and cache is None:
-            raise ValueError("data.folder and data.cache are both empty; name a folder of videos, a cache, or both")
-        if folder == "" or cache == "":
-            raise ValueError(f"data.folder is {folder!r} and data.cache is {cache!r}; name a folder, or null for none")
-        if fps is not None and math.isinf(fps):
-            raise ValueError(f"data.fps is {fps}; it must be a number above 0, or null")
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"data.seed is {seed}; it must be between 0 and 2^63 - 1")
-        if min(frames, height, width, batch_size) < 1 or num_workers < 0 or (fps is not None and not fps > 0):
-            raise ValueError(
-                f"got frames {frames}, height {height}, width {width}, fps {fps}, batch_size {batch_size}, "
-                f"num_workers {num_workers}; all must be above 0, num_workers may be 0"
-            )
+        check_source(folder, cache)
+        check_numbers(frames, height, width, fps, batch_size, num_workers, seed)
         if any(len(bucket) != 3 or min(bucket) < 1 for bucket in buckets or ()) or buckets == []:
             raise ValueError(f"data.buckets is {buckets}; give sizes as [frames, height, width], or null for none")
-        if not 0 <= caption_dropout < 1:
-            raise ValueError(f"data.caption_dropout must be at least 0 and below 1, got {caption_dropout}")
-        if not 0 <= val_share < 1:
-            raise ValueError(f"data.val_share must be at least 0 and below 1, got {val_share}")
+        check_share("data.caption_dropout", caption_dropout)
+        check_share("data.val_share", val_share)
         self.folder = None if folder is None else expanded(folder, "data.folder")
         self.cache = None if cache is None else expanded(cache, "data.cache")
         self.size = VideoSize(frames, height, width)
@@ -130,7 +124,7 @@ class VideoDataModule(LightningDataModule):
         return None if self.cache is None else LatentCache.open(self.cache)
 
     def require_teacher(self, identity: Mapping[str, str]) -> None:
-        """Raise ValueError if the cache was made for another teacher, size or frame rate. Without one, nothing."""
+        """Raise ValueError if the cache is of another teacher, size or frame rate. Without one, nothing."""
         if self.latent_cache is not None:
             self.latent_cache.require(identity, self.sizes, self.fps)
 
@@ -245,6 +239,14 @@ class VideoDataModule(LightningDataModule):
         self.held_out = [clips[index] for index in self._val]
         self._source = source
 
+    def require_held_out(self) -> None:
+        """Raise ValueError where no clips are held out."""
+        if self.val_share == 0:
+            raise ValueError(
+                "data.val_share is 0, so no clips are held out and there is nothing to measure; set it (0.02, say), "
+                "in fit too, as clips that were trained on tell nothing"
+            )
+
     def real_clips(self, count: int) -> list[Clip]:
         """Up to `count` clips to compare samples with, evenly spread: held-out ones if there are any, else all.
 
@@ -273,13 +275,11 @@ class VideoDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless batches; with a trainer from `global_step * lightning_module.accumulate` on."""
-        part = self._part(self._train)
-        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        subset, counts = self._subset(self._train), self._counts(self._train)
         stream = SeededStream(
-            part.load, len(self._train), self.seed, self.batch_size, self._consumed(), rank, world_size,
-            self._counts(self._train),
-        )  # fmt: skip
-        return _StreamLoader(
+            subset.load, len(self._train), self.seed, self.batch_size, self._consumed(), self._ranks, counts
+        )
+        return StreamLoader(
             stream, self._consumed, batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=collate,
             worker_init_fn=ignore_ctrl_c,
         )  # fmt: skip
@@ -288,7 +288,7 @@ class VideoDataModule(LightningDataModule):
         """The held-out clips once, in order; an empty list if none are held out."""
         if not self._val:
             return []
-        samples = OrderedSamples(self._part(self._val).load, len(self._val), self._counts(self._val))
+        samples = OrderedSamples(self._subset(self._val).load, len(self._val), self._counts(self._val))
         return DataLoader(
             samples,
             batch_size=self.batch_size if len(self.sizes) == 1 else 1,  # else sizes would meet in a batch
@@ -302,10 +302,10 @@ class VideoDataModule(LightningDataModule):
         """As `val_dataloader`."""
         return self.val_dataloader()
 
-    def _part(self, indices: Sequence[int]) -> _Part:
+    def _subset(self, indices: Sequence[int]) -> Subset:
         if self._source is None:
             raise RuntimeError("the data are not set up; call setup() first (a Trainer does)")
-        return _Part(self._source, tuple(indices), self.caption_dropout, self.seed)
+        return Subset(self._source, tuple(indices), self.caption_dropout, self.seed)
 
     def _counts(self, indices: Sequence[int]) -> list[int]:
         """How many of the clips are of each size; the clips are ordered by size."""
@@ -319,7 +319,7 @@ class VideoDataModule(LightningDataModule):
 
     def _warn_of_other_clips(self, cache: LatentCache) -> None:
         """Where the folder is there, say how its clips differ from the cache's."""
-        if self.folder is None or not Path(self.folder).is_dir() or not self._is_first_rank():
+        if self.folder is None or not Path(self.folder).is_dir() or not self._ranks.is_first:
             return
         try:
             clips = list_clips(self.folder).clips
@@ -345,7 +345,7 @@ class VideoDataModule(LightningDataModule):
         listing = list_clips(self.folder)
         problems = list(listing.problems)
         usable = {}
-        for clip in tqdm(listing.clips, desc="checking videos", disable=not self._is_first_rank()):
+        for clip in tqdm(listing.clips, desc="checking videos", disable=not self._ranks.is_first):
             try:
                 facts = look(clip.source, self.sizes, self.fps)
             except VideoError as error:
@@ -368,66 +368,13 @@ class VideoDataModule(LightningDataModule):
         if log_dir is not None:
             path = Path(log_dir) / "problems.json"
             where = f" (all in {path})"
-            if self._is_first_rank():
+            if self._ranks.is_first:
                 try:
-                    with replacing(path) as temporary:
-                        temporary.write_text(json.dumps([asdict(one) for one in problems], indent=1), encoding="utf-8")
+                    write_text(path, json.dumps([asdict(one) for one in problems], indent=1))
                 except OSError as error:  # a full disk: the first few are in the warning
                     where = f" ({path} could not be written: {error.strerror})"
         rank_zero_warn(f"{self.folder}{where}{first_problems(problems)}")
 
-    def _is_first_rank(self) -> bool:
-        return self.trainer is None or self.trainer.is_global_zero
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Some of the clips, numbered from 0. A class, as workers that are spawned cannot be given a closure."""
-
-    source: ClipVideos | LatentCache
-    indices: tuple[int, ...]
-    caption_dropout: float
-    seed: int
-
-    def load(self, index: int, k: int | None = None) -> Sample:
-        """In training (k is given) with a caption drawn by (seed, k) from all that the clip has, or the empty one;
-        else with the first."""
-        own = self.indices[index]
-        if k is None:
-            return self.source.load(own)
-        if hash_seed(self.seed, "dropout", k) < self.caption_dropout * 2**63:
-            return self.source.load(own, "")
-        captions = self.source.captions(own)
-        return self.source.load(own, captions[hash_seed(self.seed, "caption", k) % len(captions)])
-
-
-def ignore_ctrl_c(worker: int) -> None:
-    """In a worker: a terminal sends Ctrl-C to it too, and the iteration that is to be finished needs its clips."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class _StreamLoader(DataLoader[Any]):
-    """A DataLoader whose stream goes on where training stands whenever it is iterated anew.
-
-    A Trainer with limit_train_batches asks for a new iterator every epoch; a stream with a fixed start would
-    give every epoch the same clips. For the same reason workers do not outlive an iterator: they would keep the
-    start that they were made with.
-    """
-
-    def __init__(self, stream: SeededStream, consumed: Callable[[], int], **kwargs: Any) -> None:
-        super().__init__(stream, **kwargs)
-        self.stream = stream
-        self.consumed = consumed
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        self.stream.start = self.consumed()
-        return super().__iter__()
-
-
-def held_out(names: Sequence[str], share: float) -> list[int]:
-    """Indices of the names whose stable hash lies in the lowest `share`; at least the lowest one if share > 0."""
-    if share <= 0 or not names:
-        return []
-    hashes = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 for name in names]
-    chosen = [index for index, value in enumerate(hashes) if value < share]
-    return chosen or [min(range(len(names)), key=hashes.__getitem__)]
+    @property
+    def _ranks(self) -> Ranks:
+        return Ranks.of(self.trainer)

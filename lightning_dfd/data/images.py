@@ -16,7 +16,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from lightning_dfd.data.video import MAX_PIXELS, VideoError, cover_and_crop, read_video
-from lightning_dfd.files import Part
+from lightning_dfd.files import ShardMember
 from lightning_dfd.types import VideoSize
 
 # Pillow's, without those that start other programs, as EPS does.
@@ -26,7 +26,7 @@ HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, OverflowError, IndexError, KeyError, TypeError)
 
 
-def read_first_frame(path: str | Path | Part, height: int, width: int) -> Tensor:
+def read_first_frame(path: str | Path | ShardMember, height: int, width: int) -> Tensor:
     """An image file, or the first frame of a video, uint8 [C, H, W], scaled and cropped as videos are.
 
     Of an image: turned as its EXIF data say; transparent parts on white; colours from its ICC profile to sRGB; 16 bits
@@ -36,7 +36,7 @@ def read_first_frame(path: str | Path | Part, height: int, width: int) -> Tensor
         VideoError: the file is missing, damaged or neither image nor video.
     """
     size = VideoSize(1, height, width)
-    if isinstance(path, Part):
+    if isinstance(path, ShardMember):
         return read_video(path, size, None)[:, 0]
     try:
         with warnings.catch_warnings():

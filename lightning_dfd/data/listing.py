@@ -18,7 +18,7 @@ from typing import Any
 
 from lightning_dfd.data.shards import SHARDS, ShardEntry, read_shard
 from lightning_dfd.data.video import VIDEO_SUFFIXES
-from lightning_dfd.files import Part, SampleError
+from lightning_dfd.files import SampleError, ShardMember
 
 CAPTION_KEYS = ("text", "caption")
 SHORT_KEYS = ("short_text", "short_caption")
@@ -34,24 +34,24 @@ class Clip:
         path: of the file that holds it.
         caption: the first of its captions.
         others: further captions, shorter ones for example.
-        part: where in the file it lies, for members of shards.
+        member: where in the file it lies, for members of shards.
     """
 
     name: str
     path: Path
     caption: str
     others: tuple[str, ...] = ()
-    part: Part | None = None
+    member: ShardMember | None = None
 
     @property
-    def source(self) -> Path | Part:
+    def source(self) -> Path | ShardMember:
         """What `read_video` takes."""
-        return self.part or self.path
+        return self.member or self.path
 
     @property
     def root(self) -> Path:
         """The folder that it was listed from."""
-        inside = len(PurePosixPath(self.part.name).parts) if self.part else 0
+        inside = len(PurePosixPath(self.member.name).parts) if self.member else 0
         return self.path.parents[len(PurePosixPath(self.name).parts) - inside - 1]
 
     @property
@@ -89,7 +89,7 @@ class _Row:
 
     name: str
     captions: tuple[Any, ...]
-    part: Part | None = None
+    member: ShardMember | None = None
 
 
 def list_clips(root: str | Path, need_captions: bool = True) -> Listing:
@@ -257,12 +257,14 @@ def _shard_rows(root: Path, name: str, need_captions: bool) -> Iterator[_Row | P
         if not isinstance(entry, ShardEntry):
             yield Problem(where, entry.reason)
         elif not entry.captions and not need_captions:
-            yield _Row(f"{name}/{entry.name}", (), entry.part)
+            yield _Row(f"{name}/{entry.name}", (), entry.member)
         elif ".json" in entry.captions:
             found = _json_row(where, entry.captions[".json"])
-            yield found if isinstance(found, Problem) else _Row(f"{name}/{entry.name}", captions_of(found), entry.part)
+            yield (
+                found if isinstance(found, Problem) else _Row(f"{name}/{entry.name}", captions_of(found), entry.member)
+            )
         else:
-            yield _Row(f"{name}/{entry.name}", tuple(_decoded(text) for text in entry.captions.values()), entry.part)
+            yield _Row(f"{name}/{entry.name}", tuple(_decoded(text) for text in entry.captions.values()), entry.member)
 
 
 def _decoded(content: bytes) -> str:
@@ -272,8 +274,8 @@ def _decoded(content: bytes) -> str:
 
 def _check_row(places: _Places, row: _Row, need_captions: bool) -> Clip | Problem:
     name = unicodedata.normalize("NFC", PurePosixPath(row.name).as_posix())
-    found = row.name if row.part else _as_stored(places.root, row.name)
-    reason = "" if row.part else places.why_not(found)
+    found = row.name if row.member else _as_stored(places.root, row.name)
+    reason = "" if row.member else places.why_not(found)
     wrong = next((type(caption).__name__ for caption in row.captions if not isinstance(caption, str)), None)
     if not reason and wrong:
         reason = f"the caption is {wrong}, not text"
@@ -285,7 +287,7 @@ def _check_row(places: _Places, row: _Row, need_captions: bool) -> Clip | Proble
     if reason:
         return Problem(_printable(row.name), reason)
     first, *others = dict.fromkeys(captions) or ("",)
-    return Clip(name, row.part.path if row.part else places.root / found, first, tuple(others), row.part)
+    return Clip(name, row.member.path if row.member else places.root / found, first, tuple(others), row.member)
 
 
 class _Places:

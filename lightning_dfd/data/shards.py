@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from lightning_dfd.files import Part
+from lightning_dfd.files import ShardMember
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 SHARDS = (".tar", *COMPRESSED)
@@ -26,7 +26,7 @@ class ShardEntry:
     """A video in a shard, and the content of what captions it, by suffix."""
 
     name: str
-    part: Part
+    member: ShardMember
     captions: Mapping[str, bytes]
 
 
@@ -82,12 +82,12 @@ def _entries(
         if reason:
             yield ShardProblem(member.name, reason)
             continue
-        part = Part(path, member.name, member.offset_data, member.size, int(member.mtime))
+        found = ShardMember(path, member.name, member.offset_data, member.size, int(member.mtime))
         captions = {}
         for text in texts.get(key, {}).values():
             opened = tar.extractfile(text) if text.offset_data + text.size <= size else None
             captions[_key_and_suffix(text.name)[1]] = b"" if opened is None else opened.read(LONGEST_CAPTION)
-        yield ShardEntry(member.name, part, captions)
+        yield ShardEntry(member.name, found, captions)
 
 
 def _key_and_suffix(name: str) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from lightning_dfd.data.listing import Clip
 from lightning_dfd.data.video import read_video
+from lightning_dfd.distributed.ranks import Ranks
 from lightning_dfd.files import SampleError
 from lightning_dfd.types import Batch, Conditioning, VideoSize
 
@@ -101,7 +102,7 @@ class SeededStream(IterableDataset[Sample]):
     every part as it takes to show its clips once, in an order drawn from (seed, epoch). With one part, item k is
     number k % count of permutation k // count.
 
-    Batch b of a rank holds the items from (b * world_size + rank) * batch_size on, so that two ranks see together
+    Batch b of a rank holds the items from (b * data_size + data_rank) * batch_size on, so that two ranks see together
     what one rank with twice the batch sees. A DataLoader with any number of workers yields the batches that it yields
     without workers, if its batch_size is the stream's: worker w of W makes the batches w, w + W, ... A clip that
     cannot be loaded is left out and the next of its permutation takes its place.
@@ -112,8 +113,7 @@ class SeededStream(IterableDataset[Sample]):
         seed: of the permutations.
         batch_size: items in a batch of one rank.
         start: batches of this rank that a run has consumed before.
-        rank: this process among those that train together.
-        world_size: how many they are.
+        ranks: this process among those that train together. Those that share a sequence get the same clips.
         parts: how many of the samples belong to each part; none for a single part. They add up to `count`.
 
     Raises:
@@ -127,8 +127,7 @@ class SeededStream(IterableDataset[Sample]):
         seed: int,
         batch_size: int,
         start: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
         parts: Sequence[int] = (),
     ) -> None:
         if count < 1 or batch_size < 1:
@@ -138,8 +137,7 @@ class SeededStream(IterableDataset[Sample]):
         self.seed = seed
         self.batch_size = batch_size
         self.start = start
-        self.rank = rank
-        self.world_size = world_size
+        self.ranks = ranks
         self.parts = tuple(part for part in parts if part) or (count,)
         if sum(self.parts) != count:
             raise ValueError(f"the parts hold {sum(self.parts)} clips, not {count}")
@@ -153,14 +151,14 @@ class SeededStream(IterableDataset[Sample]):
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         batch = self.start + first
         while True:
-            begin = (batch * self.world_size + self.rank) * self.batch_size
+            begin = (batch * self.ranks.data_size + self.ranks.data_rank) * self.batch_size
             for k in range(begin, begin + self.batch_size):
                 yield self.item(k)
             batch += step
 
     def item(self, k: int) -> Sample:
         """Item k of the stream that all ranks share."""
-        whole = self.batch_size * self.world_size
+        whole = self.batch_size * self.ranks.data_size
         rounds = [-(-count // whole) for count in self.parts]  # batches of each part in an epoch
         epoch, place = divmod(k // whole, sum(rounds))
         plan = self._planned(epoch, rounds)

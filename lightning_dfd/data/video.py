@@ -1,4 +1,4 @@
-"""Video files to tensors and back, by PyAV alone.
+"""Video files to tensors, by PyAV alone.
 
 Axis legend: C = 3 colour channels, F frames, H height, W width.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -21,16 +21,12 @@ import torch
 import torch.nn.functional as F
 from av.stream import Disposition
 from lightning.pytorch.utilities import rank_zero_warn
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_dfd.data.colours import colours_of, to_rgb, why_unreadable
-from lightning_dfd.files import Part, SampleError, replacing
+from lightning_dfd.data.timing import frames_within, nearest_in_time
+from lightning_dfd.files import SampleError, ShardMember
 from lightning_dfd.types import VideoSize
-
-T = TypeVar("T")
-BT709 = 1  # FFmpeg's number for the matrix, the primaries and the transfer curve alike
-LIMITED_RANGE = 1  # FFmpeg's AVCOL_RANGE_MPEG
 
 # What FFmpeg may take a file for: no playlists, which would make it open other files, in the folder or out of it.
 FORMATS = (
@@ -47,7 +43,6 @@ VIDEO_SUFFIXES = (
 # Streams that are pictures of a video, or of music.
 PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 MAX_PIXELS = 1 << 26  # of a frame, four times 4K: a file of few bytes can claim a picture of gigabytes
-ROUNDING = Fraction(1, 1000)  # seconds; Matroska and FLV keep times in milliseconds
 
 
 class VideoError(SampleError):
@@ -59,7 +54,7 @@ class _Opened(NamedTuple):
     stream: av.video.stream.VideoStream
 
 
-def read_video(path: str | Path | Part, size: VideoSize, fps: float | None) -> Tensor:
+def read_video(path: str | Path | ShardMember, size: VideoSize, fps: float | None) -> Tensor:
     """The first `size.frames` frames of a video, uint8 [C, F, H, W], in the colours of `colours.to_rgb`.
 
     Of several video streams the largest is read. Frames are scaled to cover height x width and then cropped at the
@@ -86,7 +81,7 @@ def read_video(path: str | Path | Part, size: VideoSize, fps: float | None) -> T
     return torch.stack(frames, dim=1)
 
 
-def check_video(path: str | Path | Part, size: VideoSize, fps: float | None) -> None:
+def check_video(path: str | Path | ShardMember, size: VideoSize, fps: float | None) -> None:
     """A cheap test before training: the file opens, its first frame decodes, and it claims to be long enough.
 
     A file whose end is missing may pass and then fail in `read_video`.
@@ -112,12 +107,12 @@ class Facts:
     guessed_colours: bool
 
 
-def best_size(path: str | Path | Part, sizes: Sequence[VideoSize], fps: float | None) -> VideoSize:
+def best_size(path: str | Path | ShardMember, sizes: Sequence[VideoSize], fps: float | None) -> VideoSize:
     """Which of several sizes suits a video best. See `look`."""
     return look(path, sizes, fps).size
 
 
-def look(path: str | Path | Part, sizes: Sequence[VideoSize], fps: float | None) -> Facts:
+def look(path: str | Path | ShardMember, sizes: Sequence[VideoSize], fps: float | None) -> Facts:
     """A video's facts, without decoding more than its first frame.
 
     Of the sizes that it is long enough for, the nearest in shape (to a tenth), of these the longest, of these the
@@ -159,7 +154,7 @@ class Glance(NamedTuple):
     guessed_colours: bool
 
 
-def glance(path: str | Path | Part) -> Glance:
+def glance(path: str | Path | ShardMember) -> Glance:
     """Of a video that cannot be opened, nothing is known."""
     try:
         with _open(path) as (_, stream):
@@ -184,51 +179,6 @@ def note_guessed_colours(folder: Path | str, count: int) -> None:
         )
 
 
-def write_video(path: str | Path, frames: Tensor | NDArray[np.uint8], fps: float) -> None:
-    """Write frames, uint8 [F, H, W, C], as an H.264 mp4. The same frames give the same bytes.
-
-    The file appears only when it is complete.
-
-    Raises:
-        ValueError: the frames are not uint8 [F, H, W, 3] with F >= 1 and even sides, or fps is not positive.
-        OSError: the file cannot be written.
-    """
-    array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or not array.shape[0]:
-        raise ValueError(
-            f"{path}: got frames {array.dtype} {list(array.shape)}; need uint8 [F, H, W, 3] with at least one frame"
-        )
-    height, width = array.shape[1:3]
-    if height % 2 or width % 2 or not height or not width:
-        raise ValueError(f"{path}: H.264 needs even sides, got {height}x{width}; crop or pad the frames by one pixel")
-    if not fps > 0:
-        raise ValueError(f"{path}: fps must be above 0, got {fps}")
-    try:
-        with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-            stream = _h264_stream(container, height, width, fps)
-            for pixels in array:
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-                container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709")))
-            container.mux(stream.encode())
-    except av.FFmpegError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _h264_stream(
-    container: av.container.OutputContainer, height: int, width: int, fps: float
-) -> av.video.stream.VideoStream:
-    """A stream near enough to lossless that small shapes stay sharp, with its colours labelled as they are."""
-    # x264's macroblock tree reads memory that it never wrote where frames are tiny: other bytes in every process
-    options = {"crf": "12", "x264-params": "mbtree=0"}
-    stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
-    stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-    context = stream.codec_context
-    context.thread_count = 1  # the order in which threads end must not decide the bytes
-    context.colorspace = context.color_primaries = context.color_trc = BT709
-    context.color_range = LIMITED_RANGE
-    return stream
-
-
 def cover_and_crop(frame: Tensor, height: int, width: int) -> Tensor:
     """A frame, uint8 [C, H, W], scaled until it covers height x width, then cropped at the centre."""
     rows, columns = frame.shape[1:]
@@ -241,53 +191,10 @@ def cover_and_crop(frame: Tensor, height: int, width: int) -> Tensor:
     return frame[:, top : top + height, left : left + width].contiguous()
 
 
-def nearest_in_time(
-    timed: Iterable[tuple[Fraction, T]],
-    fps: float,
-    last: Fraction = Fraction(0),
-    lasts: Callable[[T], Fraction | None] = lambda item: None,
-) -> Iterator[T]:
-    """For every time i / fps the item of `timed` whose time is nearest, the earlier of two equally near ones.
-
-    The choice ends with the last item, which is shown for as long as `lasts` says, else as long as the one before it,
-    else `last` seconds. The moment at which it ends still counts if it is less than a step of 1 / fps from the last
-    item: so 6 seconds at 24 a second give 49 items at 8 a second, and 144 at 24. Exact but for that end: a time that
-    falls half-way between two frames must not depend on rounding.
-
-    Args:
-        timed: (seconds, item) in the order of time, from 0.
-        fps: items per second to choose.
-        last: seconds for which an only item is shown.
-        lasts: seconds for which an item is shown, None where it does not say.
-    """
-    step = 1 / Fraction(fps)
-    before: tuple[Fraction, T] | None = None
-    wanted = Fraction(0)
-    for time, item in timed:
-        while wanted <= time:
-            yield item if before is None or time - wanted < wanted - before[0] else before[1]
-            wanted += step
-        last = last if before is None else time - before[0]
-        before = time, item
-    if before is None:
-        return
-    end = before[0] + (lasts(before[1]) or last)
-    while _is_shown(wanted, before[0], end, step):
-        yield before[1]
-        wanted += step
-
-
-def _is_shown(wanted: Fraction, last: Fraction, end: Fraction, step: Fraction) -> bool:
-    """Whether a time after that of the last frame still is of it, for `nearest_in_time`. Times may have been rounded,
-    so that a clip read at its own rate must not get a frame more."""
-    slack = min(ROUNDING, step / 8)
-    return wanted < end - 2 * slack or (wanted <= end + 2 * slack and wanted - last < step - slack)
-
-
 @contextmanager
-def _open(path: str | Path | Part) -> Iterator[_Opened]:
+def _open(path: str | Path | ShardMember) -> Iterator[_Opened]:
     """The container and its largest video stream, decoded by one thread; errors inside become VideoError."""
-    if isinstance(path, Part):  # FFmpeg reads a file's bytes from here to there as if they were a file
+    if isinstance(path, ShardMember):  # FFmpeg reads a file's bytes from here to there as if they were a file
         url = f"subfile,,start,{path.offset},end,{path.offset + path.size},,:{os.path.abspath(path.path)}"
     else:
         url = os.path.abspath(path)
@@ -308,7 +215,7 @@ def _open(path: str | Path | Part) -> Iterator[_Opened]:
         raise VideoError(f"{path}: {type(error).__name__} while decoding") from error
 
 
-def _best_stream(path: str | Path | Part, container: av.container.InputContainer) -> av.video.stream.VideoStream:
+def _best_stream(path: str | Path | ShardMember, container: av.container.InputContainer) -> av.video.stream.VideoStream:
     """The largest, no cover picture; of equally large ones the default."""
     streams = [stream for stream in container.streams.video if not stream.disposition & PICTURES]
     if not streams:
@@ -400,10 +307,10 @@ def _stated_frames(
     if fps is None:
         return -int(-seconds * rate // 1)
     gap = 1 / stream.average_rate if stream.average_rate else Fraction(0)
-    return _frames_within(seconds, seconds - gap, Fraction(fps))
+    return frames_within(seconds, seconds - gap, Fraction(fps))
 
 
-def _counted_frames(path: str | Path | Part, fps: float | None) -> int:
+def _counted_frames(path: str | Path | ShardMember, fps: float | None) -> int:
     """How many frames a file has at `fps` by the times of all its packets; nothing is decoded."""
     shown: list[tuple[Fraction, Fraction]] = []
     with _open(path) as (container, stream):
@@ -415,18 +322,10 @@ def _counted_frames(path: str | Path | Part, fps: float | None) -> int:
     if fps is None or not shown:
         return len(shown)
     start, (last, lasts) = min(shown)[0], max(shown)
-    return _frames_within(last - start + (lasts or gap), last - start, Fraction(fps))
+    return frames_within(last - start + (lasts or gap), last - start, Fraction(fps))
 
 
-def _frames_within(end: Fraction, last: Fraction, fps: Fraction) -> int:
-    """For how many times i / fps `nearest_in_time` finds a frame, of which the last is shown from `last` to `end`."""
-    count = int(last * fps // 1) + 1
-    while _is_shown(count / fps, last, end, 1 / fps):
-        count += 1
-    return count
-
-
-def _require_frames(path: str | Path | Part, found: int, needed: int, fps: float | None) -> None:
+def _require_frames(path: str | Path | ShardMember, found: int, needed: int, fps: float | None) -> None:
     if found >= needed:
         return
     if not found:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
@@ -89,22 +89,22 @@ class Ranks:
         """This process's share of what is split by data: every `data_size`-th item."""
         return items[self.data_rank :: self.data_size]
 
-    def gather(self, value: Any) -> list[Any]:
-        """What every process gave, by rank; all have to call it."""
-        found: list[Any] = [value] * self.size
+    def gather(self, value: Item) -> list[Item]:
+        """The values of all processes, by rank; all have to call it."""
+        found = [value] * self.size
         if self.size > 1:
             distributed.all_gather_object(found, value)
         return found
 
-    def broadcast(self, value: Any) -> Any:
-        """What the first process gave, on all; all have to call it."""
+    def broadcast(self, value: Item) -> Item:
+        """The value of the first process; all have to call it."""
         values = [value]
         if self.size > 1:
             distributed.broadcast_object_list(values)
         return values[0]
 
     def largest(self, number: int, device: torch.device) -> int:
-        """The largest number that a process gave; all have to call it."""
+        """The largest of all processes' numbers; all have to call it."""
         if self.size == 1:
             return number
         found = torch.tensor(number, device=device)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_dfd.backbones import Backbone
-from lightning_dfd.data import Clip, VideoDataModule, read_first_frame
-from lightning_dfd.data import Part as VideoPart
+from lightning_dfd.data import Clip, ShardMember, VideoDataModule, read_first_frame
 from lightning_dfd.diffusion.sampler import Draw
 from lightning_dfd.types import Conditioning, Role, VideoSize
 
@@ -38,9 +37,9 @@ class Generator(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """One video to make. It depends on prompt and seed alone, not on what else is made beside it, so roles, runs
-    and numbers of processes compare. With image-to-video teachers also on `image`, an image file or a video whose first
-    frame is taken; None for that of the first of the data's clips with this prompt for a caption."""
+    """One video to generate. It depends on prompt and seed alone, not on the other requests, so roles, runs and numbers
+    of processes compare. With image-to-video teachers it also depends on `image`, an image file or a video whose first
+    frame is taken; None takes that of the first of the data's clips with this caption."""
 
     prompt: str
     seed: int
@@ -110,7 +109,7 @@ def image_clip(backbone: Backbone, request: Request, data: VideoDataModule | Non
 
 def _image_of(backbone: Backbone, request: Request, size: VideoSize, data: VideoDataModule | None) -> Conditioning:
     """The conditioning, batch 1, of the image with which a request's video begins."""
-    path: Path | VideoPart | None = request.image
+    path: Path | ShardMember | None = request.image
     if path is None:
         clip, data = image_clip(backbone, request, data)
         if data.latent_cache is not None:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lightning_dfd.distributed.ranks import Ranks
 from lightning_dfd.distributed.sharding import Like, read_tensors, write_tensors
 from lightning_dfd.files import replacing
 
@@ -120,7 +121,7 @@ def newest_whole(paths: Iterable[Path]) -> Path | None:
     return None
 
 
-def below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def strip_prefix(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, under the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
@@ -146,13 +147,6 @@ def take_over(module: nn.Module, weights: Mapping[str, Tensor]) -> bool:
     if fits:
         module.load_state_dict(dict(weights))
     return fits
-
-
-def differing(own: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """`key is <given> there and <own> here` for every key that both know and that differs."""
-    return [
-        f"{key} is {given[key]} there and {own[key]} here" for key in own if key in given and own[key] != given[key]
-    ]
 
 
 def rewind(loops: Mapping[str, Any], batches: int) -> None:
@@ -288,16 +282,17 @@ def write_shards(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 def _from_first(function: Callable[[], str]) -> str:
     """What `function` returns on the first process, on all; raises OSError on all where it does there."""
-    answer: list[Any] = [None]
-    if torch.distributed.get_rank() == 0:
+    ranks = Ranks.current()
+    answer: str | OSError = ""
+    if ranks.is_first:
         try:
-            answer = [function()]
+            answer = function()
         except UNWRITTEN as error:
-            answer = [OSError(_cause(error))]
-    torch.distributed.broadcast_object_list(answer)
-    if isinstance(answer[0], OSError):
-        raise answer[0]
-    return str(answer[0])
+            answer = OSError(_cause(error))
+    answer = ranks.broadcast(answer)
+    if isinstance(answer, OSError):
+        raise answer
+    return answer
 
 
 def _new_folder(path: Path, name: str) -> str:

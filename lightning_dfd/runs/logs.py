@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import Logger
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_dfd.distributed.ranks import Ranks
 from lightning_dfd.runs.loggers import read_rows, write_rows
 
 
-def log_places(loggers: Sequence[Any]) -> dict[str, int]:
+def log_places(loggers: Sequence[Logger]) -> dict[str, int]:
     """The folders of a run's TensorBoard and CSV logs, with the rows of the latter."""
-    # rank 0 alone writes, and alone knows the folders
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+    if not Ranks.current().is_first:  # which alone writes, and alone knows the folders
         return {}
     return {
         str(Path(logger.log_dir).resolve()): _rows_of(logger) if isinstance(logger, CSVLogger) else 0
@@ -25,15 +25,15 @@ def log_places(loggers: Sequence[Any]) -> dict[str, int]:
     }
 
 
-def log_runs(loggers: Sequence[Any]) -> dict[str, str]:
+def log_runs(loggers: Sequence[Logger]) -> dict[str, str]:
     """The ids of a run at its tracking servers, by logger and project."""
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+    if not Ranks.current().is_first:
         return {}
     found = {_server(logger): _run_id(logger) for logger in loggers if isinstance(logger, (WandbLogger, MLFlowLogger))}
     return {server: run for server, run in found.items() if run is not None}
 
 
-def continue_logs(loggers: Sequence[Any], places: Mapping[str, int], runs: Mapping[str, str]) -> None:
+def continue_logs(loggers: Sequence[Logger], places: Mapping[str, int], runs: Mapping[str, str]) -> None:
     """Let a resumed run's loggers go on in the folders of `log_places`, the CSV as it was at the checkpoint, and in
     the runs of `log_runs`.
 
@@ -50,7 +50,7 @@ def continue_logs(loggers: Sequence[Any], places: Mapping[str, int], runs: Mappi
             same_version = logger._version is None or Path(logger.log_dir).resolve() == Path(place)
             if Path(logger.root_dir).resolve() == Path(place).parent and same_version:
                 logger._version = Path(place).name
-                if isinstance(logger, CSVLogger):
+                if isinstance(logger, CSVLogger) and Ranks.current().is_first:
                     _continue_csv(logger, rows)
 
 
@@ -74,7 +74,6 @@ def _continue_run(logger: Any, run: str | None) -> None:
         logger._run_id = run
 
 
-@rank_zero_only
 def _continue_csv(logger: CSVLogger, rows: int) -> None:
     """Lightning's writer deletes the file that it finds, so the rows are set aside and put back."""
     path = Path(logger.log_dir) / "metrics.csv"

@@ -168,7 +168,7 @@ def cache(case: Case, folder: Path) -> float:
     for number, (video, text) in enumerate(zip(to_frames(case.videos()), PROMPTS, strict=True)):
         write_video(folder / "data" / f"{number}.mp4", video, 8.0)
         (folder / "data" / f"{number}.txt").write_text(text, encoding="utf-8")
-    write_cache(backbone, list_clips(folder / "data").clips, folder / "cache", case.size, None, progress=False)
+    write_cache(backbone, list_clips(folder / "data").clips, folder / "cache", case.size, None)
     kept = LatentCache.open(folder / "cache").load(0)
     size: dict[str, Any] = {"frames": case.size.frames, "height": case.size.height, "width": case.size.width}
     live = VideoDataModule(folder=str(folder / "data"), **size)

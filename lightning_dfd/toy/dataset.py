@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lightning_dfd.data.video import write_video
+from lightning_dfd.data.writing import write_video
 from lightning_dfd.files import replacing
 from lightning_dfd.toy import world
 

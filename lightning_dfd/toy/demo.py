@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
     args, overrides = parser.parse_known_args()
     if args.output.exists():
-        parser.error(f"{args.output} is there already; delete it or name another --output")
+        parser.error(f"{args.output} already exists; delete it or name another --output")
     began = time.perf_counter()
     args.output.mkdir(parents=True)
     seconds = distil(args.output, overrides)

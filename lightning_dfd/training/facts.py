@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_dfd.backbones import Backbone
 from lightning_dfd.data import VideoDataModule
+from lightning_dfd.files import differing
 from lightning_dfd.objectives.terms import Term
-from lightning_dfd.runs.checkpoints import differing
 from lightning_dfd.training.settings import SamplingSettings, StudentSettings
 
 Facts = dict[str, dict[str, Any]]

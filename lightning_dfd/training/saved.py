@@ -11,15 +11,15 @@ from torch import nn
 
 from lightning_dfd.backbones import Backbone
 from lightning_dfd.data import VideoDataModule
+from lightning_dfd.files import differing
 from lightning_dfd.networks.roles import Roles
 from lightning_dfd.runs.checkpoints import (
     FRAME_RATE,
     OURS,
-    below,
-    differing,
     only_weights,
     read_checkpoint,
     refuse_misfit,
+    strip_prefix,
     take_over,
 )
 from lightning_dfd.runs.logs import log_places, log_runs
@@ -104,8 +104,8 @@ def take_weights(checkpoint: Mapping[str, Any], path: str | Path, network: Roles
     Raises:
         ValueError: the roles' do not fit.
     """
-    network.load_owned(below(NETWORK, checkpoint["state_dict"]))
+    network.load_owned(strip_prefix(NETWORK, checkpoint["state_dict"]))
     for name, module in terms.items():
-        given = below(f"{TERMS}{name}.", checkpoint["state_dict"])
+        given = strip_prefix(f"{TERMS}{name}.", checkpoint["state_dict"])
         if given and not take_over(module, given):
             rank_zero_warn(f"{path} has a {name} of other shapes; this run begins with a new one")

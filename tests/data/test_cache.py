@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 
 from lightning_dfd.backbones import Backbone
-from lightning_dfd.data import CacheError, LatentCache, Process, collate, list_clips, read_video, write_cache
+from lightning_dfd.data import CacheError, LatentCache, collate, list_clips, read_video, write_cache
+from lightning_dfd.distributed.ranks import Ranks
 from lightning_dfd.types import Conditioning, VideoSize
 
 SIZE = VideoSize(5, 16, 24)
@@ -78,7 +79,7 @@ def files(cache):
 
 def test_written_then_read(tmp_path, folder):
     backbone, clips = MeanBackbone(), list_clips(folder).clips
-    report = write_cache(backbone, clips, tmp_path / "cache", SIZE, None, ["", "ugly"], progress=False, batch_size=3)
+    report = write_cache(backbone, clips, tmp_path / "cache", SIZE, None, ["", "ugly"], batch_size=3)
     assert (report.written, report.kept, report.problems) == (4, 0, ())
     assert backbone.videos == [3, 1]
     assert sorted(backbone.prompts) == ["", "cat", "dog", "emu", "ugly"]  # each text once
@@ -111,7 +112,7 @@ def test_a_negative_prompt_is_not_the_caption_of_the_same_words(tmp_path, folder
             return MeanBackbone.encode_prompts(self, [f"-{prompt}" for prompt in prompts])
 
     backbone = Instructed()
-    write_cache(backbone, list_clips(folder).clips, tmp_path / "cache", SIZE, None, ["cat"], progress=False)
+    write_cache(backbone, list_clips(folder).clips, tmp_path / "cache", SIZE, None, ["cat"])
     cache = LatentCache.open(tmp_path / "cache")
     assert torch.equal(cache.conditioning("cat")["embeds"], backbone.encode_prompts(["cat"])["embeds"])
     assert torch.equal(cache.negative_conditioning("cat")["embeds"], backbone.encode_prompts(["-cat"])["embeds"])
@@ -122,7 +123,7 @@ def test_a_negative_prompt_is_not_the_caption_of_the_same_words(tmp_path, folder
 def test_half_precision_is_stored_as_such(tmp_path, folder):
     backbone = MeanBackbone(dtype=torch.bfloat16)
     clips = list_clips(folder).clips
-    write_cache(backbone, clips, tmp_path / "cache", SIZE, None, progress=False)
+    write_cache(backbone, clips, tmp_path / "cache", SIZE, None)
     cache = LatentCache.open(tmp_path / "cache")
     with safe_open(cache.latents_path(0), framework="pt") as file:
         assert file.get_tensor("latents").dtype == torch.bfloat16
@@ -134,9 +135,9 @@ def test_half_precision_is_stored_as_such(tmp_path, folder):
 
 def test_a_restart_encodes_nothing_again(tmp_path, folder):
     clips = list_clips(folder).clips
-    write_cache(MeanBackbone(), clips, tmp_path / "cache", SIZE, 8, progress=False)
+    write_cache(MeanBackbone(), clips, tmp_path / "cache", SIZE, 8)
     before, again = files(tmp_path / "cache"), MeanBackbone()
-    report = write_cache(again, clips, tmp_path / "cache", SIZE, 8, progress=False)
+    report = write_cache(again, clips, tmp_path / "cache", SIZE, 8)
     assert (report.written, report.kept) == (0, 4)
     assert (again.videos, again.prompts) == ([], [])
     assert files(tmp_path / "cache") == before
@@ -151,14 +152,14 @@ def test_an_interrupted_run_goes_on(tmp_path, folder):
 
     clips = list_clips(folder).clips
     with pytest.raises(KeyboardInterrupt):
-        write_cache(Stopping(), clips, tmp_path / "cache", SIZE, None, progress=False)
+        write_cache(Stopping(), clips, tmp_path / "cache", SIZE, None)
     with pytest.raises(FileNotFoundError, match=r"no finished cache .* lightning cache -c"):
         LatentCache.open(tmp_path / "cache")
     # a file that was cut short, as no run of ours leaves it but a full disk may
     done = sorted((tmp_path / "cache" / "latents").iterdir())
     done[0].write_bytes(done[0].read_bytes()[:-4])
     backbone = MeanBackbone()
-    report = write_cache(backbone, clips, tmp_path / "cache", SIZE, None, progress=False)
+    report = write_cache(backbone, clips, tmp_path / "cache", SIZE, None)
     assert (report.written, report.kept, len(backbone.videos)) == (3, 1, 3)
     cache = LatentCache.open(tmp_path / "cache")
     assert all(torch.equal(cache.load(i).latents, expected(clip.path)) for i, clip in enumerate(clips))
@@ -166,21 +167,21 @@ def test_an_interrupted_run_goes_on(tmp_path, folder):
 
 def test_what_an_interrupted_run_of_another_teacher_left_is_not_kept(tmp_path, folder):
     clips = list_clips(folder).clips
-    write_cache(MeanBackbone("other"), clips, tmp_path / "cache", SIZE, None, progress=False)
+    write_cache(MeanBackbone("other"), clips, tmp_path / "cache", SIZE, None)
     (tmp_path / "cache" / "cache.json").unlink()
     backbone = MeanBackbone()
-    assert write_cache(backbone, clips, tmp_path / "cache", SIZE, None, progress=False).kept == 0
+    assert write_cache(backbone, clips, tmp_path / "cache", SIZE, None).kept == 0
     assert sorted(backbone.prompts) == ["", "cat", "dog", "emu"]
 
 
 def test_changed_and_new_videos_are_encoded(tmp_path, folder, make_clip):
-    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None, progress=False)
+    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None)
     changed = make_clip(folder / "sub/1.mp4", shade=150)
     os.utime(folder / "sub/2.mp4", ns=(1, 1))
     make_clip(folder / "new.mp4", shade=160)
     (folder / "new.txt").write_text("newt")
     backbone, clips = MeanBackbone(), list_clips(folder).clips
-    report = write_cache(backbone, clips, tmp_path / "cache", SIZE, None, progress=False)
+    report = write_cache(backbone, clips, tmp_path / "cache", SIZE, None)
     assert (report.written, report.kept) == (3, 2)
     assert backbone.prompts == ["newt"]
     cache = LatentCache.open(tmp_path / "cache")
@@ -194,7 +195,7 @@ def test_videos_that_cannot_be_read_are_named_and_left_out(tmp_path, folder, mak
     (folder / "sub/0.mp4").write_bytes(b"noise" * 100)
     make_clip(folder / "sub/1.mp4", frames=3)
     (folder / "sub/2.mp4").unlink()
-    report = write_cache(MeanBackbone(), clips, tmp_path / "cache", SIZE, None, progress=False, batch_size=2)
+    report = write_cache(MeanBackbone(), clips, tmp_path / "cache", SIZE, None, batch_size=2)
     assert (report.written, report.kept) == (1, 0)
     assert {problem.name for problem in report.problems} == {"sub/0.mp4", "sub/1.mp4", "sub/2.mp4"}
     reasons = {problem.name: problem.reason for problem in report.problems}
@@ -203,13 +204,13 @@ def test_videos_that_cannot_be_read_are_named_and_left_out(tmp_path, folder, mak
     listed = json.loads((tmp_path / "cache" / "cache.json").read_text())["problems"]
     assert {problem["name"] for problem in listed} == set(reasons)
     with pytest.raises(ValueError, match=r"none of 3 clips could be read\. 3 left out: sub/"):
-        write_cache(MeanBackbone(), clips[:3], tmp_path / "empty", SIZE, None, progress=False)
+        write_cache(MeanBackbone(), clips[:3], tmp_path / "empty", SIZE, None)
     assert not (tmp_path / "empty" / "cache.json").exists()
 
 
 def test_another_teacher_size_or_rate_is_refused_alike(tmp_path, folder):
     clips = list_clips(folder).clips
-    write_cache(MeanBackbone(), clips, tmp_path / "cache", SIZE, None, progress=False)
+    write_cache(MeanBackbone(), clips, tmp_path / "cache", SIZE, None)
     before, cache = files(tmp_path / "cache"), LatentCache.open(tmp_path / "cache")
     cases = [
         (MeanBackbone("other"), SIZE, None, "teacher's weights is teacher in the cache and other here"),
@@ -219,7 +220,7 @@ def test_another_teacher_size_or_rate_is_refused_alike(tmp_path, folder):
     ]
     for backbone, size, fps, message in cases:
         with pytest.raises(ValueError, match=f"{message}; name another folder or delete"):
-            write_cache(backbone, clips, tmp_path / "cache", size, fps, progress=False)
+            write_cache(backbone, clips, tmp_path / "cache", size, fps)
         with pytest.raises(ValueError, match=f"{message}; set data.cache to another folder and .*lightning cache -c"):
             cache.require(backbone.identity(), size, fps)
     assert files(tmp_path / "cache") == before
@@ -233,7 +234,7 @@ def test_a_size_that_does_not_fit_the_teacher_is_refused_first(tmp_path, folder)
 
 
 def test_unknown_prompt_and_damaged_files_have_a_remedy(tmp_path, folder):
-    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None, progress=False)
+    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None)
     cache = LatentCache.open(tmp_path / "cache")
     with pytest.raises(ValueError, match=r"does not hold the embedding of the prompt 'gnu'; .*lightning cache -c"):
         cache.conditioning("gnu")
@@ -255,7 +256,7 @@ def test_unknown_prompt_and_damaged_files_have_a_remedy(tmp_path, folder):
 
 def test_a_bit_that_flipped_anywhere_is_noticed(tmp_path, folder):
     """Also in what a file says of its origin, which no tensor depends on."""
-    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None, progress=False)
+    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None)
     cache = LatentCache.open(tmp_path / "cache")
     content = cache.latents_path(0).read_bytes()
     assert len(content) < 2000
@@ -274,17 +275,17 @@ def test_processes_share_the_work_and_the_first_writes_the_index(tmp_path, folde
     """One after the other here: what the last gathers is what all gave."""
     clips = list_clips(folder).clips
     (folder / "sub/1.mp4").write_bytes(b"broken")
-    write_cache(MeanBackbone(), clips, tmp_path / "alone", SIZE, None, progress=False)
+    write_cache(MeanBackbone(), clips, tmp_path / "alone", SIZE, None)
     given, encoded = {}, []
     for rank in [*range(1, count), 0]:
         backbone = MeanBackbone()
 
-        def gather(value, rank=rank):
-            given[rank] = value
-            return [given.get(one, (0, 0, {})) for one in range(count)]
+        class InTurn(Ranks):
+            def gather(self, value):
+                given[self.rank] = value
+                return [given.get(one, value) for one in range(self.size)]
 
-        process = Process(rank, count, gather)
-        report = write_cache(backbone, clips, tmp_path / "cache", SIZE, None, progress=False, process=process)
+        report = write_cache(backbone, clips, tmp_path / "cache", SIZE, None, ranks=InTurn(rank, count))
         assert (tmp_path / "cache" / "cache.json").exists() == (rank == 0)
         encoded += backbone.prompts
     assert sorted(encoded) == ["", "cat", "dog", "emu"]  # each once
@@ -304,7 +305,7 @@ def test_reading_takes_no_memory_that_stays(tmp_path, folder):
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
-    write_cache(Large(), list_clips(folder).clips, tmp_path / "cache", SIZE, None, progress=False)
+    write_cache(Large(), list_clips(folder).clips, tmp_path / "cache", SIZE, None)
     cache = LatentCache.open(tmp_path / "cache")
     assert cache.latents_path(0).stat().st_size > 4 * 10**6
     for _ in range(5):
@@ -318,7 +319,7 @@ def test_reading_takes_no_memory_that_stays(tmp_path, folder):
 def test_captions_are_all_embedded(tmp_path, folder):
     clips = [replace(clip, others=("a beast", f"beast {i}")) for i, clip in enumerate(list_clips(folder).clips)]
     backbone = MeanBackbone()
-    write_cache(backbone, clips, tmp_path / "cache", SIZE, None, ["ugly"], progress=False, more_captions=[""])
+    write_cache(backbone, clips, tmp_path / "cache", SIZE, None, ["ugly"], more_captions=[""])
     assert sorted(backbone.prompts) == ["", "a beast", *(f"beast {i}" for i in range(4)), "cat", "dog", "emu", "ugly"]
     cache = LatentCache.open(tmp_path / "cache")
     assert cache.captions(1) == ("dog", "a beast", "beast 1")
@@ -329,7 +330,7 @@ def test_captions_are_all_embedded(tmp_path, folder):
 @pytest.mark.parametrize("key", ["latents", "prompt"])
 @pytest.mark.parametrize("bad", ["../../etc/passwd", "/etc/passwd", "0123456789abcdeg", "0123456789abcdef\n", 7])
 def test_no_path_leaves_the_folder(tmp_path, folder, key, bad):
-    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None, progress=False)
+    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None)
     path = tmp_path / "cache" / "cache.json"
     index = json.loads(path.read_text())
     index["entries"][1][key] = bad

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from test_cache import SIZE, MeanBackbone
 
 from lightning_dfd.data import VideoDataModule, list_clips, read_video, write_cache
-from lightning_dfd.data.datamodule import held_out
+from lightning_dfd.data.loading import held_out
 
 SHAPE = {"frames": SIZE.frames, "height": SIZE.height, "width": SIZE.width}
 
@@ -57,7 +57,7 @@ def folder(tmp_path, make_clip):
 
 @pytest.fixture
 def cache(tmp_path, folder):
-    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None, progress=False)
+    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None)
     return tmp_path / "cache"
 
 
@@ -177,9 +177,7 @@ def captioned(folder):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_captions_are_drawn_by_seed_and_place(tmp_path, folder, workers):
     captioned(folder)
-    write_cache(
-        MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None, progress=False, more_captions=[""]
-    )
+    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None, more_captions=[""])
     options = {**SHAPE, "batch_size": 5, "caption_dropout": 0.25, "num_workers": workers}
     pixels, latents = VideoDataModule(str(folder), **options), VideoDataModule(cache=str(tmp_path / "cache"), **options)
     seen = []
@@ -199,7 +197,7 @@ def test_captions_are_drawn_by_seed_and_place(tmp_path, folder, workers):
 
 
 def test_dropout_wants_the_empty_caption_in_the_cache(tmp_path, folder):
-    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None, ["ugly"], progress=False)
+    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None, ["ugly"])
     with pytest.raises(ValueError, match=r"caption_dropout is 0\.1, and .* does not hold the empty caption; run"):
         VideoDataModule(cache=str(tmp_path / "cache"), **SHAPE, caption_dropout=0.1).setup()
 
@@ -223,7 +221,7 @@ def test_every_clip_goes_to_the_bucket_that_suits_it(tmp_path, make_clip):
     assert {prompt for batch in batches for prompt in batch.prompts} >= set(want) - set(data.held_out[0].caption)
     assert [batch.video.shape[0] for batch in data.val_dataloader()] == [1]
 
-    report = write_cache(MeanBackbone(), list_clips(root).clips, tmp_path / "cache", data.sizes, None, progress=False)
+    report = write_cache(MeanBackbone(), list_clips(root).clips, tmp_path / "cache", data.sizes, None)
     assert (report.written, len(report.problems)) == (8, 2)
     cached = VideoDataModule(cache=str(tmp_path / "cache"), **options)
     cached.require_teacher(MeanBackbone().identity())
@@ -231,7 +229,7 @@ def test_every_clip_goes_to_the_bucket_that_suits_it(tmp_path, make_clip):
     assert [batch.prompts for batch in first(cached, 30)] == [batch.prompts for batch in batches]
     for batch, seen in zip(first(cached, 30), batches, strict=True):
         assert torch.equal(batch.latents, MeanBackbone().encode_videos(seen.video))
-    again = write_cache(MeanBackbone(), list_clips(root).clips, tmp_path / "cache", data.sizes, None, progress=False)
+    again = write_cache(MeanBackbone(), list_clips(root).clips, tmp_path / "cache", data.sizes, None)
     assert (again.written, again.kept) == (0, 8)
     with pytest.raises(ValueError, match=r"buckets is 5 frames of 16x24, 9 .* in the cache and absent here"):
         VideoDataModule(cache=str(tmp_path / "cache"), **SHAPE).require_teacher(MeanBackbone().identity())
@@ -339,7 +337,7 @@ def test_clips_that_the_cache_does_not_know_are_named(folder, cache, make_clip):
     assert said_of(folder, cache, "validate") == []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        write_cache(MeanBackbone(), list_clips(folder).clips, cache, SIZE, None, progress=False)
+        write_cache(MeanBackbone(), list_clips(folder).clips, cache, SIZE, None)
         VideoDataModule(str(folder), str(cache), **SHAPE).setup("fit")
 
 
@@ -352,7 +350,7 @@ def test_an_empty_folder_beside_a_cache_is_named(folder, cache):
 
 def test_what_was_left_out_of_the_cache_is_not_new(tmp_path, folder, make_clip):
     make_clip(folder / "short.mp4", frames=3).with_suffix(".txt").write_text("short")
-    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None, progress=False)
+    write_cache(MeanBackbone(), list_clips(folder).clips, tmp_path / "cache", SIZE, None)
     assert said_of(folder, tmp_path / "cache") == []
 
 
@@ -383,7 +381,7 @@ def test_samples_play_at_the_rate_of_what_was_trained_on(tmp_path, make_clip):
     assert data.playing_rate == 24
     cache = tmp_path / "cache"
     for _ in range(2):  # a second run, which encodes nothing, keeps it
-        write_cache(MeanBackbone(), list_clips(root).clips, cache, SIZE, None, progress=False)
+        write_cache(MeanBackbone(), list_clips(root).clips, cache, SIZE, None)
     shutil.rmtree(root)
     assert VideoDataModule(str(root), str(cache), **SHAPE).playing_rate == 24
     root.mkdir()

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from lightning_dfd.data import OrderedSamples, Sample, SeededStream, VideoError, collate, list_clips
 from lightning_dfd.data.stream import ClipVideos
+from lightning_dfd.distributed.ranks import Ranks
 from lightning_dfd.types import Conditioning, VideoSize
 
 
@@ -234,7 +235,7 @@ def test_a_start_skips_batches(workers):
 
 def test_two_ranks_see_what_one_with_twice_the_batch_sees():
     whole = take(SeededStream(load, count=7, seed=0, batch_size=4), 6)
-    ranks = [take(SeededStream(load, 7, 0, batch_size=2, rank=rank, world_size=2), 6) for rank in range(2)]
+    ranks = [take(SeededStream(load, 7, 0, batch_size=2, ranks=Ranks(rank, 2)), 6) for rank in range(2)]
     assert [first + second for first, second in zip(*ranks, strict=True)] == whole
 
 
@@ -276,7 +277,7 @@ def test_other_errors_are_not_hidden():
 def test_a_batch_of_all_ranks_is_of_one_part():
     parts, seen = (5, 0, 2, 9), []
     whole = [SeededStream(load, 16, 3, batch_size=4, parts=parts).item(k).prompt for k in range(4 * 60)]
-    ranks = [take(SeededStream(load, 16, 3, 2, rank=rank, world_size=2, parts=parts), 60) for rank in range(2)]
+    ranks = [take(SeededStream(load, 16, 3, 2, ranks=Ranks(rank, 2), parts=parts), 60) for rank in range(2)]
     assert [prompt for both in zip(*ranks, strict=True) for prompts in both for prompt in prompts] == whole
     for begin in range(0, len(whole), 4):
         numbers = [int(prompt.split()[1]) for prompt in whole[begin : begin + 4]]

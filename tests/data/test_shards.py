@@ -71,10 +71,10 @@ def test_a_shard_holds_what_a_folder_would(tmp_path, clips):
     for one, other in zip(*batches, strict=True):
         assert one.prompts == other.prompts
         assert torch.equal(one.video, other.video)
-    report = write_cache(MeanBackbone(), listed.clips, tmp_path / "cache", SIZE, None, progress=False)
+    report = write_cache(MeanBackbone(), listed.clips, tmp_path / "cache", SIZE, None)
     assert report.written == 6
     before = files(tmp_path / "cache")
-    assert write_cache(MeanBackbone(), listed.clips, tmp_path / "cache", SIZE, None, progress=False).kept == 6
+    assert write_cache(MeanBackbone(), listed.clips, tmp_path / "cache", SIZE, None).kept == 6
     assert files(tmp_path / "cache") == before
     index = json.loads((tmp_path / "cache" / "cache.json").read_text())
     assert index["folder"] == "packed"

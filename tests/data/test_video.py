@@ -19,7 +19,8 @@ from PIL import Image
 
 from lightning_dfd.data import VideoError, check_video, list_clips, read_video, write_video
 from lightning_dfd.data.colours import TO_RGB
-from lightning_dfd.data.video import cover_and_crop, nearest_in_time
+from lightning_dfd.data.timing import nearest_in_time
+from lightning_dfd.data.video import cover_and_crop
 from lightning_dfd.toy import world
 from lightning_dfd.types import VideoSize
 
@@ -171,7 +172,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, make_clip, monkeypatch):
     def fail(*args):
         raise RuntimeError("full disk")
 
-    monkeypatch.setattr("lightning_dfd.data.video._h264_stream", fail)
+    monkeypatch.setattr("lightning_dfd.data.writing._h264_stream", fail)
     with pytest.raises(RuntimeError, match="full disk"):
         make_clip(path, shade=90)
     assert path.read_bytes() == before

@@ -61,7 +61,7 @@ def i3d_logits(source: str | None = None, sha256: str = I3D_SHA256) -> Network:
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise ValueError(f"{path} is not the expected I3D: its sha256 is {found}, need {sha256}; {_i3d_remedy()}")
-    module = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+    module = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
 
     def features(videos: Tensor) -> Tensor:
         clips = consecutive(videos, 16)

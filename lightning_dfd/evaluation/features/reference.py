@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_dfd.files import Part, replacing
+from lightning_dfd.files import ShardMember, replacing
 
 ENDS = 1 << 16  # bytes
 
@@ -25,7 +25,7 @@ def cached_statistics(
     For a single process; several that compute together use `read_statistics` and `write_statistics` in one of them.
 
     Args:
-        folder: where the files lie; made where missing.
+        folder: where the files lie; created where missing.
         key: everything that decides the result: `data_fingerprint` of the data, the extractor's name and
             fingerprint, and the protocol (frames, size, rate, number of clips).
         compute: gives named tensors. Their dtypes are kept.
@@ -68,7 +68,7 @@ def write_statistics(folder: str | Path, key: Mapping[str, str], statistics: Map
         save_file(whole, temporary, metadata={"key": _text(key)})
 
 
-def data_fingerprint(paths: Iterable[str | Path | Part]) -> str:
+def data_fingerprint(paths: Iterable[str | Path | ShardMember]) -> str:
     """16 hex digits for a set of files, in any order: from their names, sizes, and first and last 64 KiB.
 
     Not from times, which differ between copies of one data set: the ranks of a run on several machines would
@@ -79,14 +79,14 @@ def data_fingerprint(paths: Iterable[str | Path | Part]) -> str:
         OSError: a file cannot be read.
         ValueError: there are no files.
     """
-    lines = sorted(_line(path if isinstance(path, Part) else Path(path)) for path in paths)
+    lines = sorted(_line(path if isinstance(path, ShardMember) else Path(path)) for path in paths)
     if not lines:
         raise ValueError("there are no files to make a fingerprint of; name the reference videos")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _line(source: Path | Part) -> str:
-    if isinstance(source, Part):
+def _line(source: Path | ShardMember) -> str:
+    if isinstance(source, ShardMember):
         path, begin, size = source.path, source.offset, source.size
     else:
         path, begin, size = source, 0, source.stat().st_size

@@ -48,7 +48,7 @@ class PromptMetric(VideoMetric):
 
     Args:
         extractor: a name, a `FeatureExtractor`, or a module or function as `CallableExtractor` takes.
-        variant: `video` takes one vector a video, features of frames being averaged; `frame` keeps all frames.
+        variant: `video` takes one vector per video, features of frames being averaged; `frame` keeps all frames.
     """
 
     records: list[Tensor]
@@ -64,7 +64,7 @@ class PromptMetric(VideoMetric):
         self.add_state("texts", [], dist_reduce_fx="cat")
 
     def update(self, videos: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> None:
-        """Add videos [B, 3, F, H, W], made for `prompts` from `seeds`, B of each.
+        """Add videos [B, 3, F, H, W], generated for `prompts` from `seeds`, B of each.
 
         Raises:
             ValueError: if there are not as many of each, or videos differ in frames from earlier ones in variant

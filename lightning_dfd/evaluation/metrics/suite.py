@@ -25,7 +25,7 @@ FVD_EXTRACTOR = "i3d-logits"  # the only one whose Frechet distance is called FV
 
 
 class Remembering(FeatureExtractor):
-    """An extractor that several metrics share: features of the videos that came last are not made again."""
+    """An extractor that several metrics share: features of the latest videos are not computed again."""
 
     def __init__(self, extractor: FeatureExtractor) -> None:
         self.extractor, self.name, self.fingerprint = extractor, extractor.name, extractor.fingerprint

@@ -43,7 +43,7 @@ class Moments:
         if len(lengths) > 1:
             raise ValueError(
                 f"got features of lengths {sorted(lengths)}; need one length. "
-                "Use one extractor for all videos, and statistics that were made with it."
+                "Use one extractor for all videos, and statistics that were computed with it."
             )
         return Moments(self.n + other.n, self.total + other.total, self.outer + other.outer)
 
@@ -87,7 +87,7 @@ def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
     if mean_a.shape != mean_b.shape:
         raise ValueError(
             f"got features of lengths {list(mean_a.shape)} and {list(mean_b.shape)}; need one length. "
-            "Use statistics that were made with the same extractor."
+            "Use statistics that were computed with the same extractor."
         )
     mean_a, cov_a, mean_b, cov_b = (value.double() for value in (mean_a, cov_a, mean_b, cov_b))
     distance: Tensor = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace()
