@@ -35,11 +35,11 @@ backbones: install
 
 # Toy runs that are killed at random and have to end as if they had not been.
 kills: install
-	$(BIN)/python -m benchmarks.kills --kills 60 --output outputs/kills
+	$(BIN)/python -m tests.faults.kills --kills 60 --output outputs/kills
 
 # Bad inputs and faults: exit code 1 if one is lost.
 faults: install
-	$(BIN)/python -m benchmarks.faults --output outputs/faults
+	$(BIN)/python -m tests.faults.suite --output outputs/faults
 
 test: install lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -69,7 +69,7 @@ LEFT_OUT = {
     "pip install decord": "for the benchmark below it",
     "python -m benchmarks.data": "measures for minutes",
     "python -m benchmarks.fvd": "measures for minutes",
-    "python -m benchmarks.kills": "measures for minutes; make kills",
+    "python -m tests.faults.kills": "kills for minutes; make kills",
     "python -m benchmarks.memory": "measures for minutes",
     "python -m benchmarks.plan": "measures for minutes",
     "python -m benchmarks.scaling": "plans for minutes",

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.kills import differences
 from lightning_dfd import DistillationModule
 from lightning_dfd.runs.checkpoints import OURS, STATE, CheckpointFiles, newest_whole, read_checkpoint
 from lightning_dfd.testing.tiny import TEXT_LENGTH
 from lightning_dfd.training.settings import GANSettings, StudentSettings
+from tests.faults.kills import differences
 from tests.processes import as_two_ranks
 from tests.test_resume import content, full_disk
 
