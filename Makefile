@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tiny models on a few cores are fastest with one thread each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo study study-quick backbones kills faults test walk lint clean
+.PHONY: install demo study study-quick backbones kills faults test test-fast walk lint clean
 
 install: $(VENV)/.installed
 
@@ -43,6 +43,10 @@ faults: install
 
 test: install lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# For editing: three families, no processes, below two minutes.
+test-fast: install
+	$(BIN)/python -m pytest -n 2 --dist worksteal --fast
 
 # README and docs to the letter, from a fresh install; also a part of `make test`.
 walk: install

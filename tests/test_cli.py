@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from lightning_dfd.toy import world
 from lightning_dfd.training.settings import DMDSettings, GANSettings, StudentSettings, check_counts
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-RUNNABLE = sorted(p.stem for p in RECIPES.glob("*_d*.yaml") if "forcing" not in p.stem)
+PAIRS = sorted(path.stem.removesuffix("_dmd2") for path in RECIPES.glob("*_dmd2.yaml"))  # each has a `_dfd`
 
 
 def family_of(recipe: str) -> str:
@@ -39,9 +40,10 @@ def family_of(recipe: str) -> str:
 
 
 def small(tiny: dict[str, Path], recipe: str, videos: Path, root: Path) -> list[str]:
-    """Arguments that bring any recipe down to a tiny pipeline on a CPU."""
+    """Arguments that bring any recipe down to a tiny pipeline on a CPU, at a size that is not square."""
     family = family_of(recipe)
-    size = TINY[family].size
+    size = replace(TINY[family].size, width=world.SIZE) if recipe.startswith("toy") else TINY[family].size
+    assert size.height != size.width or recipe.startswith("toy")  # whose world is square
     settings: dict[str, Any] = {
         "model.teacher": tiny[family],
         "model.dtype": "float32",
@@ -51,7 +53,7 @@ def small(tiny: dict[str, Path], recipe: str, videos: Path, root: Path) -> list[
         "data.folder": videos,
         "data.frames": size.frames,
         "data.height": size.height,
-        "data.width": size.height,
+        "data.width": size.width,
         "data.fps": 8 * -(-size.frames // world.FRAMES),  # the clips are short, and frames may repeat
         "data.batch_size": 2,
         "data.num_workers": 0,
@@ -232,13 +234,16 @@ def test_a_recipe_without_optimizers_has_the_default_and_can_be_written(capsys: 
         assert optimizer["init_args"]["weight_decay"] == 0.01
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", PAIRS)
 def test_every_recipe_parses(capsys: Any, name: str) -> None:
-    config = printed(capsys, "-c", recipe(name))
-    assert config["model"]["data_forcing"]["probability"] == (0.5 if name.endswith("dfd") else 0.0)
-    assert (config["model"]["init_from"] is not None) == name.endswith("dfd")
+    """One of a pair as it stands, the other with full_tuning.yaml over it."""
+    config = printed(capsys, "-c", recipe(f"{name}_dmd2"))
+    assert config["model"]["data_forcing"]["probability"] == 0.0
+    assert config["model"]["init_from"] is None
     assert config["model"]["student"]["mode"] == "lora"
-    full = printed(capsys, "-c", recipe(name), "-c", recipe("full_tuning"))
+    full = printed(capsys, "-c", recipe(f"{name}_dfd"), "-c", recipe("full_tuning"))
+    assert full["model"]["data_forcing"]["probability"] == 0.5
+    assert full["model"]["init_from"] is not None
     assert full["model"]["student"]["mode"] == "full"
     assert full["model"]["student_optimizer"]["init_args"]["lr"] == 1e-5
 
@@ -316,23 +321,35 @@ def little_evaluation(path: Path) -> list[str]:
     return ["-c", str(path)]
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
-@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_every_recipe_has_its_pair() -> None:
+    runnable = {path.stem for path in RECIPES.glob("*_d*.yaml") if path.stem != "data_forcing"}
+    assert runnable == {f"{name}_{kind}" for name in PAIRS for kind in ("dmd2", "dfd")}
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [(name, "full" if number % 2 else "lora") for number, name in enumerate(PAIRS)],
+)
 def test_every_recipe_runs(tiny: dict[str, Path], videos: Path, tmp_path: Path, name: str, mode: str) -> None:
-    """A few steps of each against tiny random pipelines on disk; data forcing starts from DMD2's checkpoint."""
-    toy = little_evaluation(tmp_path / "little.yaml") if name.startswith("toy") else []
-    if name.endswith("dfd"):
-        before = name.replace("dfd", "dmd2")
-        first = small(tiny, name, videos, tmp_path / "dmd2")
-        cli.main(["fit", "-c", recipe(before), *toy, *first, "--data.cache", "null", "--model.student.mode", mode])
-    words = small(tiny, name, videos, tmp_path / "run")
-    if name.endswith("dfd"):
-        words += ["--model.init_from", str(tmp_path / "dmd2" / "checkpoints" / "last.ckpt")]
-    cli.main(["fit", "-c", recipe(name), *toy, *words, "--data.cache", "null", "--model.student.mode", mode])
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
-    metrics = next((tmp_path / "run" / "metrics").rglob("metrics.csv"))
-    assert metrics.is_file()
-    assert next((tmp_path / "run" / "logs").rglob("config.yaml")).is_file()
+    """A few steps of each against tiny random pipelines on disk; data forcing starts from DMD2's checkpoint.
+
+    One mode for each: the contract trains every family in both.
+    """
+    more = ["--data.cache", "null", "--model.student.mode", mode]
+    for kind in ("dmd2", "dfd"):
+        toy = little_evaluation(tmp_path / "little.yaml") if name == "toy" else []
+        words = [*toy, *small(tiny, name, videos, tmp_path / kind), *more]
+        cli.main(["fit", "-c", recipe(f"{name}_{kind}"), *words])
+        last = tmp_path / kind / "checkpoints" / "last.ckpt"
+        assert torch.load(last, weights_only=True)["global_step"] == 6
+        with next((tmp_path / kind / "metrics").rglob("metrics.csv")).open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for key in ("train/fake_loss", "train/student_loss"):
+            values = [float(row[key]) for row in rows if row.get(key)]
+            assert values, key
+            assert all(map(math.isfinite, values)), key
+        assert next((tmp_path / kind / "logs").rglob("config.yaml")).is_file()
+        more = [*more, "--model.init_from", str(last)]
 
 
 def test_override_survives_resume(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
