@@ -22,6 +22,7 @@ from lightning_dfd.callbacks import RunHealth, VideoEvaluation, VideoSamples
 from lightning_dfd.cli import main as cli
 from lightning_dfd.data import VideoDataModule, read_video
 from lightning_dfd.testing.tiny import TEXT_LENGTH
+from lightning_dfd.toy import world
 from lightning_dfd.training.settings import DataForcingSettings, StudentSettings
 from lightning_dfd.types import VideoSize
 from tests.test_cli import recipe, small
@@ -267,6 +268,7 @@ def test_two_processes_measure_what_one_does(tiny: dict[str, Path], videos: Path
     for name, processes in strategies:
         root = tmp_path / name
         words = [*small(tiny, "wan", videos, root), "--data.cache", "null", "--trainer.max_steps", "1"]
+        words += ["--data.width", str(world.SIZE)]  # READINGS are of the square world
         words += ["--trainer.devices", str(processes), "--trainer.callbacks", str([callback])]
         words += ["--trainer.strategy", name]
         commands.append(["fit", "-c", recipe("wan_dmd2"), *words])
