@@ -277,7 +277,7 @@ class Walk:
         if words[:2] == ["python", "-m"] and words[2] != "venv":
             return self._ask(log, kind="module", words=words[2:])
         if words[0] == "pip":
-            self._end()  # what was started before an installation does not see it
+            self.end()  # what was started before an installation does not see it
         command = line if "&&" in line else shlex.join(words)
         with log.open("w") as file:
             done = subprocess.run(
@@ -309,10 +309,10 @@ class Walk:
         answer = self.process.stdout.readline()
         watchdog.cancel()
         if not answer:
-            self._end()
+            self.end()
         return int(answer or 1)
 
-    def _end(self) -> None:
+    def end(self) -> None:
         if self.process is not None:
             assert self.process.stdin is not None
             self.process.stdin.close()
@@ -390,7 +390,7 @@ def test_a_newcomer_gets_there(here: Path) -> None:
         if page.name == "README.md":
             walk.follow_cards("student", "student_lora")
         walk.keep_promises(page.name)
-    walk._end()
+    walk.end()
     print("\n".join(f"{seconds:6.1f} {what[:150]}" for seconds, what in walk.seconds))
     print(f"{sum(seconds for seconds, _ in walk.seconds):6.1f} in all")
     missing = [name for name in ("hf", "tensorboard", "lightning-dfd") if not (here / ".venv/bin" / name).exists()]
