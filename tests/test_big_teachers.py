@@ -119,6 +119,7 @@ def test_configs_are_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
     assert (nf4.bnb_4bit_quant_type, nf4.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["wan", "cogvideox"])
 def test_torchao_trains_resumes_and_leaves_the_teacher(tiny: dict[str, Path], tmp_path: Path, family: str) -> None:
     found = subprocess.run(

@@ -326,6 +326,7 @@ def test_every_recipe_has_its_pair() -> None:
     assert runnable == {f"{name}_{kind}" for name in PAIRS for kind in ("dmd2", "dfd")}
 
 
+@pytest.mark.slow(seconds=9)
 @pytest.mark.parametrize(
     ("name", "mode"),
     [(name, "full" if number % 2 else "lora") for number, name in enumerate(PAIRS)],
@@ -365,6 +366,7 @@ def test_override_survives_resume(tiny: dict[str, Path], videos: Path, tmp_path:
     assert fake.param_groups[0]["lr"] == pytest.approx(3e-4)
 
 
+@pytest.mark.slow(seconds=9)
 @pytest.mark.parametrize(
     "command", [["-m", "lightning_dfd"], ["-c", "from lightning_dfd.cli.main import main; main()"]]
 )
@@ -373,6 +375,7 @@ def test_entry_points_are_the_same_program(command: list[str]) -> None:
     assert done.stdout.startswith("usage: lightning COMMAND")
 
 
+@pytest.mark.slow(seconds=9)
 def test_console_scripts_are_installed() -> None:
     scripts = Path(sys.executable).parent
     for name in ("lightning", "lightning-dfd"):
@@ -393,6 +396,7 @@ def test_processes_part_before_they_end(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert not torch.distributed.is_initialized()
 
 
+@pytest.mark.slow(seconds=9)
 def test_fabrics_commands_are_passed_on() -> None:
     scripts = Path(sys.executable).parent
     done = subprocess.run([scripts / "lightning", "consolidate", "--help"], capture_output=True, text=True, check=True)
@@ -451,6 +455,7 @@ def test_logs_count_iterations(tiny: dict[str, Path], videos: Path, tmp_path: Pa
     assert rows[-1]["train/fake_loss"]
 
 
+@pytest.mark.slow(seconds=9)
 def test_a_recipe_finds_classes_in_the_current_folder(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from lightning_dfd.backbones import WanBackbone\nclass Mine(WanBackbone):\n    lora_targets = ('to_q',)\n"

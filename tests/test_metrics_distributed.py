@@ -23,6 +23,8 @@ from lightning_dfd.evaluation.metrics import (
 )
 from tests.together import in_two_processes
 
+pytestmark = pytest.mark.slow
+
 COUNT = 10
 PROMPTS = ["a cat", "ein Fuß"] * (COUNT // 2)
 SEEDS = [2**62 + row for row in range(COUNT)]

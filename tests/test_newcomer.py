@@ -112,7 +112,7 @@ FEWER = {
         ("seeds: 8", "seeds: 2\n        min_videos: 2\n        teacher_steps: 2"),
         ("prompts: 4, seeds: [0, 1]", "prompts: 1, seeds: [0], teacher_steps: 2"),
     ],
-    "toy_dmd2.yaml": [("max_steps: 600", "max_steps: 6")],
+    "toy_dmd2.yaml": [("max_steps: 600", "max_steps: 6"), ("batch_size: 16", "batch_size: 4")],
     "data_forcing.yaml": [("max_steps: 100", "max_steps: 6")],
 }
 
@@ -381,6 +381,7 @@ def write_my_videos(here: Path, real_videos: Path) -> None:
     (here / "my_videos/metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
+@pytest.mark.slow(seconds=400)
 def test_a_newcomer_gets_there(here: Path) -> None:
     torch.set_num_threads(1)
     walk = Walk(here)
