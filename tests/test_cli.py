@@ -27,6 +27,7 @@ from lightning_dfd.data.video import glance
 from lightning_dfd.testing.tiny import TINY
 from lightning_dfd.toy import world
 from lightning_dfd.training.settings import DMDSettings, GANSettings, StudentSettings, check_counts
+from lightning_dfd.types import VideoSize
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PAIRS = sorted(path.stem.removesuffix("_dmd2") for path in RECIPES.glob("*_dmd2.yaml"))  # each has a `_dfd`
@@ -39,11 +40,18 @@ def family_of(recipe: str) -> str:
     return next((name for name in names if name in TINY), "cogvideox")
 
 
+def size_for(recipe: str) -> VideoSize:
+    """Not square, so that nobody swaps height and width unseen; but for the toy, whose world is square."""
+    size = TINY[family_of(recipe)].size
+    if recipe.startswith("toy"):
+        return replace(size, width=world.SIZE)
+    assert size.height != size.width
+    return size
+
+
 def small(tiny: dict[str, Path], recipe: str, videos: Path, root: Path) -> list[str]:
     """Arguments that bring any recipe down to a tiny pipeline on a CPU, at a size that is not square."""
-    family = family_of(recipe)
-    size = replace(TINY[family].size, width=world.SIZE) if recipe.startswith("toy") else TINY[family].size
-    assert size.height != size.width or recipe.startswith("toy")  # whose world is square
+    family, size = family_of(recipe), size_for(recipe)
     settings: dict[str, Any] = {
         "model.teacher": tiny[family],
         "model.dtype": "float32",
@@ -340,7 +348,10 @@ def test_every_recipe_runs(tiny: dict[str, Path], videos: Path, tmp_path: Path, 
     for kind in ("dmd2", "dfd"):
         toy = little_evaluation(tmp_path / "little.yaml") if name == "toy" else []
         words = [*toy, *small(tiny, name, videos, tmp_path / kind), *more]
-        cli.main(["fit", "-c", recipe(f"{name}_{kind}"), *words])
+        program = cli.run(cli.expand_inherited(["fit", "-c", recipe(f"{name}_{kind}"), *words]))
+        size = size_for(name)
+        video = next(iter(program.datamodule.train_dataloader())).video
+        assert video.shape[1:] == (3, size.frames, size.height, size.width)
         last = tmp_path / kind / "checkpoints" / "last.ckpt"
         assert torch.load(last, weights_only=True)["global_step"] == 6
         with next((tmp_path / kind / "metrics").rglob("metrics.csv")).open(encoding="utf-8") as file:

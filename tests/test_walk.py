@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -58,13 +59,15 @@ def test_from_video_files_to_a_pipeline_on_disk(
 
     ckpt = ["--ckpt_path", str(tmp_path / "dfd/checkpoints/last.ckpt")]
     cli.main(["sample", *dfd, *ckpt, "--output", str(tmp_path / "samples"), "--prompts", '["a cat"]', "--seeds", "[3]"])
-    assert read_video(tmp_path / "samples" / "0000.mp4", VideoSize(9, 32, 48), None).shape == (3, 9, 32, 48)
+    with av.open(str(tmp_path / "samples" / "0000.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.frames, stream.height, stream.width) == (9, 32, 48)
     cli.main(["export", *dfd, *ckpt, "--output", str(tmp_path / "student")])
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "student")
     frames = pipe(
         "a cat", num_frames=9, height=32, width=48, num_inference_steps=4, guidance_scale=1.0, max_sequence_length=16
     ).frames[0]
-    assert len(frames) == 9
+    assert [frame.size for frame in frames] == [(48, 32)] * 9
 
 
 @pytest.mark.parametrize("name", ["cogvideox_i2v", "ltx_i2v"])
