@@ -295,8 +295,13 @@ def test_transformers_features_are_those_of_the_network(
 def test_a_checkpoint_with_a_head_serves_too(tmp_path: Path) -> None:
     """VideoMAE's published weights are of the network that was pretrained, with its decoder."""
     config = VideoMAEConfig(**SMALL, image_size=16, patch_size=8, num_frames=4, decoder_hidden_size=24)
-    VideoMAEForPreTraining(config).save_pretrained(tmp_path)
-    assert load_extractor("videomae", source=tmp_path)(videos_of(1, 3, 4, 16, 16)).shape == (1, 24)
+    whole = VideoMAEForPreTraining(config)
+    whole.save_pretrained(tmp_path / "whole")
+    whole.videomae.save_pretrained(tmp_path / "bare")
+    videos = videos_of(1, 3, 4, 16, 16)
+    features = [load_extractor("videomae", source=tmp_path / name)(videos) for name in ("whole", "bare")]
+    assert features[0].any()
+    torch.testing.assert_close(features[0], features[1], rtol=0, atol=0)
 
 
 def test_another_kind_of_network_is_refused(folders: dict[str, Path]) -> None:
