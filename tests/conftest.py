@@ -58,9 +58,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def no_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that starts a program has to be marked slow."""
     if request.node.get_closest_marker("slow") is None:
+        start = subprocess.Popen.__init__
 
         def refuse(self: Any, args: Any, *more: Any, **options: Any) -> None:
-            pytest.fail(f"this test starts {args!r}: mark it with pytest.mark.slow")
+            if "json.dumps(sys.path)" not in str(args):  # which jsonargparse asks a Python for
+                pytest.fail(f"this test starts {args!r}: mark it with pytest.mark.slow")
+            start(self, args, *more, **options)
 
         monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
 

@@ -64,6 +64,7 @@ def logged(root: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow(seconds=8)
 def test_looking_changes_nothing(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     """Evaluation, samples and alarms at every step leave the same weights, bit by bit, as none."""
     options: dict[str, Any] = {
@@ -82,6 +83,7 @@ def test_looking_changes_nothing(tiny: dict[str, Path], videos: Path, tmp_path: 
     torch.set_rng_state(state)
 
 
+@pytest.mark.slow(seconds=8)
 def test_evaluation_is_logged_and_chooses_the_checkpoint(
     tiny: dict[str, Path],
     videos: Path,
@@ -105,6 +107,7 @@ def test_evaluation_is_logged_and_chooses_the_checkpoint(
     assert trainer.callback_metrics["val/score"] == pytest.approx(float(rows[7]["val/score"]), rel=1e-4)
 
 
+@pytest.mark.slow(seconds=8)
 def test_the_teacher_and_the_real_clips_are_measured_once(
     tiny: dict[str, Path],
     videos: Path,
@@ -159,6 +162,7 @@ def test_what_cannot_be_measured_is_refused_before_training(
         VideoEvaluation(seeds=1)
 
 
+@pytest.mark.slow(seconds=8)
 def test_samples_show_teacher_and_student(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     callback = VideoSamples(every=2, prompts=["a cat", "a dog", "a hen"], seeds=(3, 4), teacher_steps=2, batch_size=4)
     fit(tiny["cogvideox"], videos, tmp_path, 3, callback, logger=TensorBoardLogger(tmp_path))

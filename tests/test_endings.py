@@ -71,6 +71,7 @@ def run(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> Run:
 # ---- a second run ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(seconds=5)
 def test_a_second_run_is_refused_with_three_ways_on(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run.fit(3, VideoSamples(every=9, prompts=1, seeds=[0], teacher_steps=1))
     before = {path: path.read_bytes() for path in run.root.rglob("*") if path.is_file()}

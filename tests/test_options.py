@@ -146,6 +146,7 @@ WORKING: dict[str, Any] = {  # one run has them all
 }  # fmt: skip
 
 
+@pytest.mark.slow(seconds=8)
 def test_the_others_work_together(fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seen, profiler, logger = Seen(), SimpleProfiler(), CSVLogger(tmp_path, flush_logs_every_n_steps=1)
     stop = RunHealth(every=1, stop=True)
@@ -250,6 +251,7 @@ def test_a_resumed_run_stops_early_where_the_uninterrupted_one_does(fit: Fit, tm
     assert run(folder / "step=3.ckpt") == 6
 
 
+@pytest.mark.slow(seconds=8)
 def test_early_stopping_looks_at_evaluations_and_validations(fit: Fit, tmp_path: Path) -> None:
     measure = VideoEvaluation(
         every=1, prompts=2, seeds=2, min_videos=3, real_clips=8, teacher=False, distance=READINGS, diversity=READINGS

@@ -373,6 +373,7 @@ def later_cogvideox(image: bool) -> Any:
 
 
 @pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
+@pytest.mark.slow(seconds=5)
 def test_cogvideox_of_1_5_is_its_pipeline_and_exported(tmp_path: Path, image: bool) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
