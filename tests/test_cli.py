@@ -100,7 +100,7 @@ def recipe(name: str) -> str:
         (["--model.sampling.steps", "[0.1,0.9]"], "model.sampling.steps is [0.1, 0.9]; it must be a falling list"),
         (["--data.folder", "/nowhere"], "no folder '/nowhere'; data.folder must name a folder"),
         (["--model.teacher", "/nowhere"], "model.teacher is '/nowhere': there is no such folder"),
-        (["--data.height", "33"], "the nearest is 9 frames of 32x32"),
+        (["--data.height", "33"], "the nearest is 9 frames of 32x48"),
         (["--data.cache", "/nowhere"], "make it with: lightning cache"),
         (["--model.init_from", "/nowhere"], "model.init_from is '/nowhere': there is no such file or folder"),
         (["--model.student.targets", "[to_q, to_quue]"], "'to_quue' is not a layer of the network; did you mean to_q"),
@@ -431,6 +431,7 @@ def test_held_out_clips_are_measured(
     assert measured[f"{stage}/student_x0_error"] != measured[f"{stage}/teacher_x0_error"]
 
 
+@pytest.mark.slow(seconds=5)
 def test_a_runs_own_config_serves_the_other_commands(
     tiny: dict[str, Path], videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
