@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tiny models on a few cores are fastest with one thread each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo study study-quick backbones kills faults test walk lint clean
+.PHONY: install demo study study-quick backbones kills faults test test-fast walk lint clean
 
 install: $(VENV)/.installed
 
@@ -35,14 +35,18 @@ backbones: install
 
 # Toy runs that are killed at random and have to end as if they had not been.
 kills: install
-	$(BIN)/python -m benchmarks.kills --kills 60 --output outputs/kills
+	$(BIN)/python -m tests.faults.kills --kills 60 --output outputs/kills
 
 # Bad inputs and faults: exit code 1 if one is lost.
 faults: install
-	$(BIN)/python -m benchmarks.faults --output outputs/faults
+	$(BIN)/python -m tests.faults.suite --output outputs/faults
 
 test: install lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# For editing: three families, no processes, below two minutes.
+test-fast: install
+	$(BIN)/python -m pytest -n 2 --dist worksteal --fast
 
 # README and docs to the letter, from a fresh install; also a part of `make test`.
 walk: install

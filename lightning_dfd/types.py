@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 Role = Literal["teacher", "student", "fake", "ema"]
-SampleKind = Literal["ode", "renoise"]
+SampleKind = Literal["ode", "sde"]
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -23,13 +25,69 @@ from lightning_dfd.types import Conditioning, VideoSize
 
 torch.set_num_threads(1)
 
+# ---- which tests run, and in which order ------------------------------------------------------------------------
+
+FAST_FAMILIES = {"cogvideox", "ltx", "wan"}  # that differ in layout and prediction
+SECONDS = 20  # of a slow test that does not say
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="three families, and nothing marked slow")
+
+
+def is_fast(item: pytest.Item) -> bool:
+    call = getattr(item, "callspec", None)
+    named = {value for value in call.params.values() if isinstance(value, str)} if call else set()
+    return item.get_closest_marker("slow") is None and not named & (TINY.keys() - FAST_FAMILIES)
+
+
+def seconds_of(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("slow")
+    return 0 if marker is None else marker.kwargs.get("seconds", SECONDS)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest first, so that both workers end together."""
+    if config.getoption("--fast"):
+        config.hook.pytest_deselected(items=[item for item in items if not is_fast(item)])
+        items[:] = filter(is_fast, items)
+    items.sort(key=seconds_of, reverse=True)
+
+
+@pytest.fixture(autouse=True)
+def no_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that starts a program has to be marked slow."""
+    if request.node.get_closest_marker("slow") is None:
+        start = subprocess.Popen.__init__
+
+        def refuse(self: Any, args: Any, *more: Any, **options: Any) -> None:
+            if "json.dumps(sys.path)" not in str(args):  # which jsonargparse asks a Python for
+                pytest.fail(f"this test starts {args!r}: mark it with pytest.mark.slow")
+            start(self, args, *more, **options)
+
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+
+
+# ---- fixtures ---------------------------------------------------------------------------------------------------
+
+
+class TinyFolders(dict[str, Path]):
+    """Folders of tiny random pipelines, by name, saved when first asked for."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+
+    def __missing__(self, name: str) -> Path:
+        family, seed = ("cogvideox", 1) if name == "other" else (name, 0)
+        self[name] = save_tiny(family, self.root / name, seed)
+        return self[name]
+
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of tiny random pipelines, by name; `other` is a CogVideoX with other weights."""
-    root = tmp_path_factory.mktemp("tiny")
-    folders = {name: save_tiny(name, root / name) for name in TINY}
-    return folders | {"other": save_tiny("cogvideox", root / "other", seed=1)}
+    return TinyFolders(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session", params=["cogvideox", "ltx", "wan"])

@@ -23,10 +23,10 @@ NAMES: dict[str, dict[str, Any]] = {}
 def carry_out(request: dict[str, Any]) -> None:
     importlib.invalidate_caches()
     if request["kind"] == "lightning":  # finds modules of the current folder by itself, or not at all
-        from lightning_dfd.cli.main import main
+        from lightning_dfd.cli.main import main as lightning
 
         sys.path[:] = PATH
-        main(request["words"])
+        lightning(request["words"])
         return
     sys.path[:] = [HERE, *PATH]
     if request["kind"] == "module":

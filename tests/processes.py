@@ -1,13 +1,7 @@
-"""What test_processes.py runs: in one process or, started as a program, in each of several that train together.
-
-python -m tests.processes RUNS.json RANK WORLD_SIZE PORT
-"""
+"""What test_processes.py runs: in one process, or in each of two that train together."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,14 +83,8 @@ def as_two_ranks(**run: Any) -> DistillationTrainer:
         return fit(**(run | {"batch_size": 2 * run["batch_size"]}))
 
 
-def main(runs: Sequence[Mapping[str, Any]], rank: int, world_size: int, port: int) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
-    os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    torch.set_num_threads(1)
+def fit_all(runs: Sequence[Mapping[str, Any]]) -> None:
+    """In each of two processes, one run after the other."""
     warnings.simplefilter("ignore")
     for run in runs:
-        fit(**run, processes=world_size)
-
-
-if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), *map(int, sys.argv[2:]))
+        fit(**run, processes=2)

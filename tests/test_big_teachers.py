@@ -42,6 +42,7 @@ def outputs(roles: Roles, backbone: Backbone) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("name", "checkpointing"), [("cogvideox_5b", False), ("wan", True)])
+@pytest.mark.slow(seconds=15)
 def test_compiled_blocks_give_the_same_and_are_not_compiled_for_ever(
     tiny: dict[str, Path], name: str, checkpointing: bool
 ) -> None:
@@ -68,6 +69,7 @@ def graphs() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
+@pytest.mark.slow(seconds=15)
 def test_compiled_blocks_are_not_compiled_for_ever_under_a_gan(tiny: dict[str, Path], tmp_path: Path) -> None:
     """The discriminator hangs new hooks on the blocks for every call."""
     seen: list[int] = []
@@ -119,6 +121,7 @@ def test_configs_are_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
     assert (nf4.bnb_4bit_quant_type, nf4.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["wan", "cogvideox"])
 def test_torchao_trains_resumes_and_leaves_the_teacher(tiny: dict[str, Path], tmp_path: Path, family: str) -> None:
     found = subprocess.run(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,14 @@ from torch import Tensor
 
 from lightning_dfd import DistillationModule, DistillationTrainer
 from lightning_dfd.callbacks import RunHealth, VideoEvaluation, VideoSamples
+from lightning_dfd.cli import main as cli
 from lightning_dfd.data import VideoDataModule, read_video
 from lightning_dfd.testing.tiny import TEXT_LENGTH
+from lightning_dfd.toy import world
 from lightning_dfd.training.settings import DataForcingSettings, StudentSettings
 from lightning_dfd.types import VideoSize
 from tests.test_cli import recipe, small
+from tests.together import in_two_processes
 
 READINGS = "lightning_dfd.toy.features.WorldReadings"
 SMALL = {"prompts": 2, "seeds": 2, "min_videos": 4, "real_clips": 8, "teacher_steps": 3, "distance": READINGS}
@@ -62,6 +64,7 @@ def logged(root: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow(seconds=8)
 def test_looking_changes_nothing(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     """Evaluation, samples and alarms at every step leave the same weights, bit by bit, as none."""
     options: dict[str, Any] = {
@@ -80,6 +83,7 @@ def test_looking_changes_nothing(tiny: dict[str, Path], videos: Path, tmp_path: 
     torch.set_rng_state(state)
 
 
+@pytest.mark.slow(seconds=8)
 def test_evaluation_is_logged_and_chooses_the_checkpoint(
     tiny: dict[str, Path],
     videos: Path,
@@ -103,6 +107,7 @@ def test_evaluation_is_logged_and_chooses_the_checkpoint(
     assert trainer.callback_metrics["val/score"] == pytest.approx(float(rows[7]["val/score"]), rel=1e-4)
 
 
+@pytest.mark.slow(seconds=8)
 def test_the_teacher_and_the_real_clips_are_measured_once(
     tiny: dict[str, Path],
     videos: Path,
@@ -157,6 +162,7 @@ def test_what_cannot_be_measured_is_refused_before_training(
         VideoEvaluation(seeds=1)
 
 
+@pytest.mark.slow(seconds=8)
 def test_samples_show_teacher_and_student(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     callback = VideoSamples(every=2, prompts=["a cat", "a dog", "a hen"], seeds=(3, 4), teacher_steps=2, batch_size=4)
     fit(tiny["cogvideox"], videos, tmp_path, 3, callback, logger=TensorBoardLogger(tmp_path))
@@ -249,21 +255,30 @@ def test_forcing_from_the_teacher_is_warned_of_and_may_stop_the_run(
 # ---- several processes ----------------------------------------------------------------------------------------
 
 
+def run_all(commands: Sequence[Sequence[str]]) -> None:
+    for command in commands:
+        cli.main(command)
+
+
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     """Five requests over two ranks, in batches of three: shares of unlike size."""
     callback = {
         "class_path": "lightning_dfd.callbacks.VideoEvaluation",
         "init_args": FEW | {"prompts": ["a cat", "a dog", "a hen"], "every": 50},
     }
-    rows = []
-    for name, processes in (("auto", 1), ("ddp_find_unused_parameters_true", 2), ("fsdp2", 2)):
+    strategies = [("auto", 1), ("ddp_find_unused_parameters_true", 2), ("fsdp2", 2)]
+    commands = []
+    for name, processes in strategies:
         root = tmp_path / name
         words = [*small(tiny, "wan", videos, root), "--data.cache", "null", "--trainer.max_steps", "1"]
+        words += ["--data.width", str(world.SIZE)]  # READINGS are of the square world
         words += ["--trainer.devices", str(processes), "--trainer.callbacks", str([callback])]
         words += ["--trainer.strategy", name]
-        command = [sys.executable, "-m", "lightning_dfd", "fit", "-c", recipe("wan_dmd2"), *words]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        rows.append(next(row for row in logged(root) if row.get("val/videos")))
+        commands.append(["fit", "-c", recipe("wan_dmd2"), *words])
+    cli.main(commands[0])
+    in_two_processes(run_all, commands[1:])
+    rows = [next(row for row in logged(tmp_path / name) if row.get("val/videos")) for name, _ in strategies]
     assert float(rows[0]["val/videos"]) == 6
     names = [name for name in rows[0] if name.startswith("val/") and rows[0][name]]
     assert len(names) > 20

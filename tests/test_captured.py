@@ -56,6 +56,7 @@ def capture(folder: Path, name: str) -> Backbone:
 
 @pytest.mark.parametrize("name", list(CAPTURED))
 @torch.no_grad()
+@pytest.mark.slow(seconds=5)
 def test_captured_pipelines_are_replayed_at_other_sizes_and_steps(unlisted: dict[str, Path], name: str) -> None:
     """At a size and a number of steps, and with prompts, that the proof has not seen."""
     backbone = capture(unlisted[name], name)
@@ -275,6 +276,7 @@ def module_of(folder: Path, **options: Any) -> DistillationModule:
     )
 
 
+@pytest.mark.slow(seconds=5)
 def test_trains_resumes_and_exports(unlisted: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
     """A fake-score step and a student's, then data-forced ones from its checkpoint; exports reloaded by diffusers."""
     folder, freq = unlisted["vace"], DMDSettings(student_update_freq=2)

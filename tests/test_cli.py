@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from lightning_dfd.data import VideoDataModule
 from lightning_dfd.data.video import glance
 from lightning_dfd.testing.tiny import TINY
 from lightning_dfd.toy import world
-from lightning_dfd.training.settings import DMDSettings, GANSettings, StudentSettings, check_counts
+from lightning_dfd.training.checks import check_counts
+from lightning_dfd.training.settings import DMDSettings, GANSettings, StudentSettings
+from lightning_dfd.types import VideoSize
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-RUNNABLE = sorted(p.stem for p in RECIPES.glob("*_d*.yaml") if "forcing" not in p.stem)
+PAIRS = sorted(path.stem.removesuffix("_dmd2") for path in RECIPES.glob("*_dmd2.yaml"))  # each has a `_dfd`
 
 
 def family_of(recipe: str) -> str:
@@ -40,10 +43,18 @@ def family_of(recipe: str) -> str:
     return next((name for name in names if name in TINY), "cogvideox")
 
 
+def size_for(recipe: str) -> VideoSize:
+    """Not square, so that nobody swaps height and width unseen; but for the toy, whose world is square."""
+    size = TINY[family_of(recipe)].size
+    if recipe.startswith("toy"):
+        return replace(size, width=world.SIZE)
+    assert size.height != size.width
+    return size
+
+
 def small(tiny: dict[str, Path], recipe: str, videos: Path, root: Path) -> list[str]:
-    """Arguments that bring any recipe down to a tiny pipeline on a CPU."""
-    family = family_of(recipe)
-    size = TINY[family].size
+    """Arguments that bring any recipe down to a tiny pipeline on a CPU, at a size that is not square."""
+    family, size = family_of(recipe), size_for(recipe)
     settings: dict[str, Any] = {
         "model.teacher": tiny[family],
         "model.dtype": "float32",
@@ -53,7 +64,7 @@ def small(tiny: dict[str, Path], recipe: str, videos: Path, root: Path) -> list[
         "data.folder": videos,
         "data.frames": size.frames,
         "data.height": size.height,
-        "data.width": size.height,
+        "data.width": size.width,
         "data.fps": 8 * -(-size.frames // world.FRAMES),  # the clips are short, and frames may repeat
         "data.batch_size": 2,
         "data.num_workers": 0,
@@ -92,7 +103,7 @@ def recipe(name: str) -> str:
         (["--model.sampling.steps", "[0.1,0.9]"], "model.sampling.steps is [0.1, 0.9]; it must be a falling list"),
         (["--data.folder", "/nowhere"], "no folder '/nowhere'; data.folder must name a folder"),
         (["--model.teacher", "/nowhere"], "model.teacher is '/nowhere': there is no such folder"),
-        (["--data.height", "33"], "the nearest is 9 frames of 32x32"),
+        (["--data.height", "33"], "the nearest is 9 frames of 32x48"),
         (["--data.cache", "/nowhere"], "make it with: lightning cache"),
         (["--model.init_from", "/nowhere"], "model.init_from is '/nowhere': there is no such file or folder"),
         (["--model.student.targets", "[to_q, to_quue]"], "'to_quue' is not a layer of the network; did you mean to_q"),
@@ -234,13 +245,16 @@ def test_a_recipe_without_optimizers_has_the_default_and_can_be_written(capsys: 
         assert optimizer["init_args"]["weight_decay"] == 0.01
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", PAIRS)
 def test_every_recipe_parses(capsys: Any, name: str) -> None:
-    config = printed(capsys, "-c", recipe(name))
-    assert config["model"]["data_forcing"]["probability"] == (0.5 if name.endswith("dfd") else 0.0)
-    assert (config["model"]["init_from"] is not None) == name.endswith("dfd")
+    """One of a pair as it stands, the other with full_tuning.yaml over it."""
+    config = printed(capsys, "-c", recipe(f"{name}_dmd2"))
+    assert config["model"]["data_forcing"]["probability"] == 0.0
+    assert config["model"]["init_from"] is None
     assert config["model"]["student"]["mode"] == "lora"
-    full = printed(capsys, "-c", recipe(name), "-c", recipe("full_tuning"))
+    full = printed(capsys, "-c", recipe(f"{name}_dfd"), "-c", recipe("full_tuning"))
+    assert full["model"]["data_forcing"]["probability"] == 0.5
+    assert full["model"]["init_from"] is not None
     assert full["model"]["student"]["mode"] == "full"
     assert full["model"]["student_optimizer"]["init_args"]["lr"] == 1e-5
 
@@ -318,23 +332,39 @@ def little_evaluation(path: Path) -> list[str]:
     return ["-c", str(path)]
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
-@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_every_recipe_has_its_pair() -> None:
+    runnable = {path.stem for path in RECIPES.glob("*_d*.yaml") if path.stem != "data_forcing"}
+    assert runnable == {f"{name}_{kind}" for name in PAIRS for kind in ("dmd2", "dfd")}
+
+
+@pytest.mark.slow(seconds=9)
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [(name, "full" if number % 2 else "lora") for number, name in enumerate(PAIRS)],
+)
 def test_every_recipe_runs(tiny: dict[str, Path], videos: Path, tmp_path: Path, name: str, mode: str) -> None:
-    """A few steps of each against tiny random pipelines on disk; data forcing starts from DMD2's checkpoint."""
-    toy = little_evaluation(tmp_path / "little.yaml") if name.startswith("toy") else []
-    if name.endswith("dfd"):
-        before = name.replace("dfd", "dmd2")
-        first = small(tiny, name, videos, tmp_path / "dmd2")
-        cli.main(["fit", "-c", recipe(before), *toy, *first, "--data.cache", "null", "--model.student.mode", mode])
-    words = small(tiny, name, videos, tmp_path / "run")
-    if name.endswith("dfd"):
-        words += ["--model.init_from", str(tmp_path / "dmd2" / "checkpoints" / "last.ckpt")]
-    cli.main(["fit", "-c", recipe(name), *toy, *words, "--data.cache", "null", "--model.student.mode", mode])
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
-    metrics = next((tmp_path / "run" / "metrics").rglob("metrics.csv"))
-    assert metrics.is_file()
-    assert next((tmp_path / "run" / "logs").rglob("config.yaml")).is_file()
+    """A few steps of each against tiny random pipelines on disk; data forcing starts from DMD2's checkpoint.
+
+    One mode for each: the contract trains every family in both.
+    """
+    more = ["--data.cache", "null", "--model.student.mode", mode]
+    for kind in ("dmd2", "dfd"):
+        toy = little_evaluation(tmp_path / "little.yaml") if name == "toy" else []
+        words = [*toy, *small(tiny, name, videos, tmp_path / kind), *more]
+        program = cli.run(cli.expand_inherited(["fit", "-c", recipe(f"{name}_{kind}"), *words]))
+        size = size_for(name)
+        video = next(iter(program.datamodule.train_dataloader())).video
+        assert video.shape[1:] == (3, size.frames, size.height, size.width)
+        last = tmp_path / kind / "checkpoints" / "last.ckpt"
+        assert torch.load(last, weights_only=True)["global_step"] == 6
+        with next((tmp_path / kind / "metrics").rglob("metrics.csv")).open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for key in ("train/fake_loss", "train/student_loss"):
+            values = [float(row[key]) for row in rows if row.get(key)]
+            assert values, key
+            assert all(map(math.isfinite, values)), key
+        assert next((tmp_path / kind / "logs").rglob("config.yaml")).is_file()
+        more = [*more, "--model.init_from", str(last)]
 
 
 def test_override_survives_resume(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
@@ -352,6 +382,7 @@ def test_override_survives_resume(tiny: dict[str, Path], videos: Path, tmp_path:
     assert fake.param_groups[0]["lr"] == pytest.approx(3e-4)
 
 
+@pytest.mark.slow(seconds=9)
 @pytest.mark.parametrize(
     "command", [["-m", "lightning_dfd"], ["-c", "from lightning_dfd.cli.main import main; main()"]]
 )
@@ -360,6 +391,7 @@ def test_entry_points_are_the_same_program(command: list[str]) -> None:
     assert done.stdout.startswith("usage: lightning COMMAND")
 
 
+@pytest.mark.slow(seconds=9)
 def test_console_scripts_are_installed() -> None:
     scripts = Path(sys.executable).parent
     for name in ("lightning", "lightning-dfd"):
@@ -380,6 +412,7 @@ def test_processes_part_before_they_end(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert not torch.distributed.is_initialized()
 
 
+@pytest.mark.slow(seconds=9)
 def test_fabrics_commands_are_passed_on() -> None:
     scripts = Path(sys.executable).parent
     done = subprocess.run([scripts / "lightning", "consolidate", "--help"], capture_output=True, text=True, check=True)
@@ -403,6 +436,7 @@ def test_held_out_clips_are_measured(
     assert measured[f"{stage}/student_x0_error"] != measured[f"{stage}/teacher_x0_error"]
 
 
+@pytest.mark.slow(seconds=5)
 def test_a_runs_own_config_serves_the_other_commands(
     tiny: dict[str, Path], videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -438,6 +472,7 @@ def test_logs_count_iterations(tiny: dict[str, Path], videos: Path, tmp_path: Pa
     assert rows[-1]["train/fake_loss"]
 
 
+@pytest.mark.slow(seconds=9)
 def test_a_recipe_finds_classes_in_the_current_folder(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from lightning_dfd.backbones import WanBackbone\nclass Mine(WanBackbone):\n    lora_targets = ('to_q',)\n"

@@ -148,4 +148,4 @@ def test_image_to_world_replays_its_pipeline(tiny: dict[str, Path]) -> None:
     image = torch.rand(1, 3, 1, SIZE.height, SIZE.width, generator=torch.Generator().manual_seed(1)) * 2 - 1
     assert replay_error(backbone, 4, image) < 1e-4
     with pytest.raises(ValueError, match=r"set model\.sampling\.kind: ode"):
-        backbone.few_step_scheduler([1.0, 0.5], "renoise")
+        backbone.few_step_scheduler([1.0, 0.5], "sde")

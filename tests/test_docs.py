@@ -205,4 +205,4 @@ def test_step_lists_can_be_exported(tiny: dict[str, Path]) -> None:
         for family, steps in zip(("cogvideox", "wan", "wan"), row.split(" | "), strict=True):
             backbone = backbone_from_pretrained(str(tiny[family]))
             backbone.few_step_scheduler(json.loads(steps), "ode")
-            backbone.few_step_scheduler(json.loads(steps), "renoise")
+            backbone.few_step_scheduler(json.loads(steps), "sde")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -72,6 +72,7 @@ def run(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> Run:
 # ---- a second run ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(seconds=5)
 def test_a_second_run_is_refused_with_three_ways_on(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run.fit(3, VideoSamples(every=9, prompts=1, seeds=[0], teacher_steps=1))
     before = {path: path.read_bytes() for path in run.root.rglob("*") if path.is_file()}
@@ -130,6 +131,12 @@ def test_a_requeued_job_goes_on_by_itself(run: Run, monkeypatch: pytest.MonkeyPa
 def test_best_is_the_one_that_the_monitor_rates_best(run: Run) -> None:
     keep = {"monitor": "step_wise", "mode": "max", "every_n_train_steps": 1, "save_top_k": 2}
 
+    class Began(Callback):
+        at: ClassVar[list[int]] = []
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.at.append(trainer.global_step)
+
     class Rate(Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
             pl_module.log("step_wise", {1: 1.0, 2: 9.0, 3: 2.0}[trainer.global_step])
@@ -137,7 +144,9 @@ def test_best_is_the_one_that_the_monitor_rates_best(run: Run) -> None:
     trainer = run.fit(3, Rate(), keep=keep)
     best = run.root / "checkpoints" / "step=2.ckpt"
     assert folder.find_checkpoint(trainer, "best") == str(best)
-    assert folder.require_checkpoint(run.trainer(3, keep=keep), "best") == str(best)
+    began = Began()
+    run.fit(3, Rate(), began, keep=keep, ckpt_path="best")
+    assert began.at == [2]
     with pytest.raises(
         ValueError, match=r"no ModelCheckpoint of the recipe has a monitor \(val/score, say\); take last"
     ):
@@ -187,21 +196,22 @@ def test_ctrl_c_saves_though_workers_get_it_too(run: Run) -> None:
 def test_a_second_ctrl_c_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[Any] = []
     launcher = SimpleNamespace(kill=killed.append)
-    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
+    trainer: Any = SimpleNamespace(received_sigterm=False, strategy=SimpleNamespace(launcher=launcher))
     clock = iter((10.0, 10.1, 12.0))
     monkeypatch.setattr(signals.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(signals.os, "kill", lambda pid, number: killed.append((pid, number)))
-    before = signal.getsignal(signal.SIGINT)
-    leave = LeaveInTime()
+    before = {number: signal.getsignal(number) for number in signals.SAVING}
+    LeaveInTime().on_train_start(trainer, None)
     try:
-        leave._note(trainer, signal.SIGINT, None)
-        leave._note(trainer, signal.SIGINT, None)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert killed == []
-        leave._note(trainer, signal.SIGINT, None)
+        signal.raise_signal(signal.SIGINT)
         assert killed == [signal.SIGKILL, (os.getpid(), signal.SIGINT)]
         assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_ctrl_c_while_loading_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -221,6 +231,7 @@ def test_ctrl_c_while_loading_is_one_line(run: Run, monkeypatch: pytest.MonkeyPa
     assert capsys.readouterr().err.strip().splitlines()[-1] == "lightning: stopped by Ctrl-C"
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_python_imports_is_quiet() -> None:
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", "-m", "lightning_dfd", "fit"], stderr=subprocess.PIPE, text=True,

@@ -65,6 +65,7 @@ def strict(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
+@pytest.mark.slow(seconds=5)
 def test_table_record_and_page(world: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     run = tmp_path / "run" / "metrics" / "version_0"
     run.mkdir(parents=True)
@@ -218,6 +219,7 @@ def test_what_is_not_finite_is_null() -> None:
     assert table(report) == (["", "a"], [["x", "nan"], ["y", "2"], ["score", "inf"]])
 
 
+@pytest.mark.slow(seconds=5)
 def test_the_default_reading_and_extractors(world: dict[str, Path], tmp_path: Path, real_videos: Path) -> None:
     """Real videos of different sizes, two of one caption, in the size that is read if none is given."""
     folder = tmp_path / "real"

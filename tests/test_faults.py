@@ -12,11 +12,13 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from benchmarks import bad_caches, bad_folders, bad_runs, bad_videos, faults
-from benchmarks.bad_folders import GOOD
-from benchmarks.bad_videos import Expected
 from lightning_dfd.runs.loggers import guard
 from lightning_dfd.training.optimizers import MAX_SKIPPED, BadGradients
+from tests.faults import caches, folders, runs, suite
+from tests.faults.broken_videos import BROKEN
+from tests.faults.folders import GOOD
+from tests.faults.unusual_videos import UNUSUAL
+from tests.faults.videos import Expected
 
 # a few of every group, the quick ones: every fault is for `make faults`
 FEW = (
@@ -28,18 +30,19 @@ FEW = (
 )
 
 
+@pytest.mark.slow
 def test_a_few_of_every_kind_are_named_or_survived(tmp_path: Path) -> None:
-    results = faults.run_all(tmp_path, seeds=1, only=FEW, progress=False)
+    results = suite.run_all(tmp_path, seeds=1, only=FEW, progress=False)
     assert [result for result in results if result.kind == "lost"] == []
     assert {result.group for result in results} == {"video", "caption", "list", "path", "shard", "cache", "run"}
     assert len(results) > 35
-    assert f"| all | {len(results)} |" in faults.table(results)
+    assert f"| all | {len(results)} |" in suite.table(results)
 
 
 def test_there_are_two_hundred() -> None:
     """At the default of four variants."""
-    makers = bad_videos.MAKERS, bad_folders.CAPTIONS, bad_folders.LISTS, bad_folders.PATHS, bad_folders.SHARDS
-    kinds = sum(len(kinds) for kinds in (*makers, bad_caches.CHANGES, bad_runs.TRIALS))
+    makers = BROKEN, UNUSUAL, folders.CAPTIONS, folders.LISTS, folders.PATHS, folders.SHARDS
+    kinds = sum(len(kinds) for kinds in (*makers, caches.CHANGES, runs.TRIALS))
     assert 4 * kinds >= 200
 
 
@@ -59,8 +62,8 @@ def test_there_are_two_hundred() -> None:
 )
 def test_judgement(expected: Expected, others: dict[str, int], lines: list[str], kind: str) -> None:
     videos = {prompt: torch.full((3, 1, 2, 2), float(level)) for prompt, level in others.items()}
-    assert faults.judge(expected, {GOOD: None, **videos}, lines).kind == kind
-    assert faults.judge(expected, dict(videos), lines).kind == "lost"  # without the good one
+    assert suite.judge(expected, {GOOD: None, **videos}, lines).kind == kind
+    assert suite.judge(expected, dict(videos), lines).kind == "lost"  # without the good one
 
 
 def test_tracebacks_and_hangs_are_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,10 +77,10 @@ def test_tracebacks_and_hangs_are_losses(tmp_path: Path, monkeypatch: pytest.Mon
             except Exception:
                 continue
 
-    monkeypatch.setattr(faults, "SECONDS", 1)
-    broken = faults.Fault("x", "y", fails).try_out(tmp_path / "a", 0)
+    monkeypatch.setattr(suite, "SECONDS", 1)
+    broken = suite.Fault("x", "y", fails).try_out(tmp_path / "a", 0)
     assert (broken.kind, broken.said) == ("lost", "traceback: KeyError: 'a bug'")
-    assert "still running" in faults.Fault("x", "y", hangs).try_out(tmp_path / "b", 0).said
+    assert "still running" in suite.Fault("x", "y", hangs).try_out(tmp_path / "b", 0).said
 
 
 def test_gradients_that_are_not_finite_are_dropped_for_each_role() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from datetime import timedelta
 from typing import Any
@@ -20,6 +21,9 @@ from lightning_dfd.evaluation.metrics import (
     VendiScore,
     VideoSuite,
 )
+from tests.together import in_two_processes
+
+pytestmark = pytest.mark.slow
 
 COUNT = 10
 PROMPTS = ["a cat", "ein Fuß"] * (COUNT // 2)
@@ -133,9 +137,9 @@ def refusals(rank: int) -> dict[str, Any]:
     return {"few": str(few.value), "then": distance.compute(), "lonely": str(lonely.value)}
 
 
-def worker(rank: int, folder: str) -> None:
+def worker(folder: str) -> None:
     warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
-    torch.set_num_threads(1)
+    rank = int(os.environ["LOCAL_RANK"])
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
@@ -152,7 +156,7 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(worker, (str(folder),), nprocs=2)
+    in_two_processes(worker, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import importlib
 import json
 import re
@@ -15,7 +14,6 @@ import pytest
 import torch
 import yaml
 
-import lightning_dfd.objectives.terms.base
 from lightning_dfd.cli import main as cli
 from lightning_dfd.diffusion.draws import Draws
 from lightning_dfd.diffusion.noise import NoiseSchedule
@@ -77,10 +75,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     for name in ("my_terms", "my_weighting"):
         sys.modules.pop(name, None)
-
-
-def test_the_docstrings_example_runs() -> None:
-    assert doctest.testmod(lightning_dfd.objectives.terms.base).failed == 0
 
 
 def test_the_page_runs(folder: Path) -> None:

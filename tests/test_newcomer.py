@@ -69,7 +69,7 @@ LEFT_OUT = {
     "pip install decord": "for the benchmark below it",
     "python -m benchmarks.data": "measures for minutes",
     "python -m benchmarks.fvd": "measures for minutes",
-    "python -m benchmarks.kills": "measures for minutes; make kills",
+    "python -m tests.faults.kills": "kills for minutes; make kills",
     "python -m benchmarks.memory": "measures for minutes",
     "python -m benchmarks.plan": "measures for minutes",
     "python -m benchmarks.scaling": "plans for minutes",
@@ -112,7 +112,7 @@ FEWER = {
         ("seeds: 8", "seeds: 2\n        min_videos: 2\n        teacher_steps: 2"),
         ("prompts: 4, seeds: [0, 1]", "prompts: 1, seeds: [0], teacher_steps: 2"),
     ],
-    "toy_dmd2.yaml": [("max_steps: 600", "max_steps: 6")],
+    "toy_dmd2.yaml": [("max_steps: 600", "max_steps: 6"), ("batch_size: 16", "batch_size: 4")],
     "data_forcing.yaml": [("max_steps: 100", "max_steps: 6")],
 }
 
@@ -277,7 +277,7 @@ class Walk:
         if words[:2] == ["python", "-m"] and words[2] != "venv":
             return self._ask(log, kind="module", words=words[2:])
         if words[0] == "pip":
-            self._end()  # what was started before an installation does not see it
+            self.end()  # what was started before an installation does not see it
         command = line if "&&" in line else shlex.join(words)
         with log.open("w") as file:
             done = subprocess.run(
@@ -309,10 +309,10 @@ class Walk:
         answer = self.process.stdout.readline()
         watchdog.cancel()
         if not answer:
-            self._end()
+            self.end()
         return int(answer or 1)
 
-    def _end(self) -> None:
+    def end(self) -> None:
         if self.process is not None:
             assert self.process.stdin is not None
             self.process.stdin.close()
@@ -381,6 +381,7 @@ def write_my_videos(here: Path, real_videos: Path) -> None:
     (here / "my_videos/metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
+@pytest.mark.slow(seconds=400)
 def test_a_newcomer_gets_there(here: Path) -> None:
     torch.set_num_threads(1)
     walk = Walk(here)
@@ -390,7 +391,7 @@ def test_a_newcomer_gets_there(here: Path) -> None:
         if page.name == "README.md":
             walk.follow_cards("student", "student_lora")
         walk.keep_promises(page.name)
-    walk._end()
+    walk.end()
     print("\n".join(f"{seconds:6.1f} {what[:150]}" for seconds, what in walk.seconds))
     print(f"{sum(seconds for seconds, _ in walk.seconds):6.1f} in all")
     missing = [name for name in ("hf", "tensorboard", "lightning-dfd") if not (here / ".venv/bin" / name).exists()]

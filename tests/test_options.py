@@ -145,6 +145,7 @@ WORKING: dict[str, Any] = {  # one run has them all
 }  # fmt: skip
 
 
+@pytest.mark.slow(seconds=8)
 def test_the_others_work_together(fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seen, profiler, logger = Seen(), SimpleProfiler(), CSVLogger(tmp_path, flush_logs_every_n_steps=1)
     stop = RunHealth(every=1, stop=True)
@@ -207,7 +208,7 @@ def test_switches_win_over_a_recipes_callbacks(fit: Fit, tmp_path: Path) -> None
 def test_ddp_expects_roles_without_gradients(strategy: Any) -> None:
     trainer = DistillationTrainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
     assert isinstance(trainer.strategy, DDPStrategy)
-    assert trainer.strategy._ddp_kwargs["find_unused_parameters"] is True
+    assert trainer.strategy._ddp_kwargs["find_unused_parameters"] is True  # noqa: SLF001  Lightning shows it nowhere
 
 
 def test_the_table_in_the_docs_has_every_option_and_says_which_are_refused() -> None:
@@ -249,6 +250,7 @@ def test_a_resumed_run_stops_early_where_the_uninterrupted_one_does(fit: Fit, tm
     assert run(folder / "step=3.ckpt") == 6
 
 
+@pytest.mark.slow(seconds=8)
 def test_early_stopping_looks_at_evaluations_and_validations(fit: Fit, tmp_path: Path) -> None:
     measure = VideoEvaluation(
         every=1, prompts=2, seeds=2, min_videos=3, real_clips=8, teacher=False, distance=READINGS, diversity=READINGS

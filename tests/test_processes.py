@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,35 +11,22 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.kills import differences
 from lightning_dfd import DistillationModule
 from lightning_dfd.runs.checkpoints import OURS, STATE, CheckpointFiles, newest_whole, read_checkpoint
 from lightning_dfd.testing.tiny import TEXT_LENGTH
 from lightning_dfd.training.checks import check_sharding
 from lightning_dfd.training.settings import GANSettings, StudentSettings
-from tests.processes import as_two_ranks
+from tests.faults.kills import differences
+from tests.processes import as_two_ranks, fit_all
 from tests.test_resume import content, full_disk
+from tests.together import in_two_processes
 
-ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow(seconds=60)
+
 TOLERANCE = 1e-5
 GOES_ON = [
     ("ddp", "fsdp2"), ("fsdp2", "fsdp2"), ("fsdp2 in shards", "fsdp2 in shards"), ("fsdp2 in shards", "ddp"),
 ]  # fmt: skip
-
-
-def launch(folder: Path, runs: Sequence[Mapping[str, Any]]) -> None:
-    """Train in two processes, one run after the other."""
-    (folder / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tests.processes", str(folder / "runs.json")]
-    ranks = [
-        subprocess.Popen([*command, str(rank), "2", str(port)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    said = [rank.communicate(timeout=600)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(text[-3000:] for text in said)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +47,7 @@ def runs(tiny: dict[str, Path], videos: Path, tmp_path_factory: pytest.TempPathF
         found[f"{first}, {second}"] = run(f"{first}, {second}", mode="full", strategy=second, resume=resume)
     student = str(folder / "full ddp" / "step_4.ckpt")
     found["from a student"] = run("from a student", mode="full", strategy="fsdp2", init_from=student, steps=2)
-    launch(folder, list(found.values()))
+    in_two_processes(fit_all, list(found.values()))
     return found
 
 

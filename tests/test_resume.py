@@ -20,7 +20,6 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from safetensors import safe_open
 
-from benchmarks.kills import differences
 from lightning_dfd import DistillationModule, DistillationTrainer
 from lightning_dfd.callbacks import RunHealth, VideoEvaluation, VideoSamples
 from lightning_dfd.data import VideoDataModule
@@ -28,6 +27,7 @@ from lightning_dfd.runs.checkpoints import CheckpointFiles, newest_whole, read_c
 from lightning_dfd.testing.tiny import TEXT_LENGTH
 from lightning_dfd.training.facts import refuse_other_recipe
 from lightning_dfd.training.settings import DataForcingSettings, DMDSettings, SamplingSettings, StudentSettings
+from tests.faults.kills import differences
 
 ROOT = Path(__file__).parent.parent
 READINGS = "lightning_dfd.toy.features.WorldReadings"
@@ -259,10 +259,13 @@ def test_a_disk_that_stays_full_ends_the_run(tiny: dict[str, Path], videos: Path
     assert {read_checkpoint(path)["global_step"] for path in (tmp_path / "checkpoints").glob("*.ckpt")} == {2}
 
 
+@pytest.mark.slow(seconds=35)
 def test_random_kills_change_nothing(tmp_path: Path) -> None:
-    """The benchmark of docs/resume.md with two SIGKILLs and a SIGTERM, with workers."""
+    """The tool of docs/resume.md with two SIGKILLs and a SIGTERM, with workers."""
     words = ["--kills", "3", "--variants", "lora, 2 workers", "--output", str(tmp_path / "kills")]
-    done = subprocess.run([sys.executable, "-m", "benchmarks.kills", *words], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.kills", *words], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     report = json.loads((tmp_path / "kills" / "kills.json").read_text())
     assert (report["runs"], report["bit_equal"], report["lost"]) == (1, 1, 0)

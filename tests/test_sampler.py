@@ -99,7 +99,7 @@ def closed_form(x_t: Tensor, t: Time) -> Tensor:
     return x_t * (1 - 0.5 * level).reshape(shape).to(x_t)
 
 
-@pytest.mark.parametrize("kind", ["ode", "renoise"])
+@pytest.mark.parametrize("kind", ["ode", "sde"])
 @pytest.mark.parametrize("schedule", [FLOW, TABLE], ids=["flow, [B, C, f, h, w]", "table, [B, f, C, h, w]"])
 def test_times_per_frame_are_each_frames_own(schedule: NoiseSchedule, kind: SampleKind) -> None:
     axis = schedule.frame_axis

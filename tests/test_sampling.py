@@ -226,7 +226,7 @@ def test_the_record_says_what_made_the_videos(tiny: dict[str, Path], videos: Pat
     assert record.pop("sampling_seconds_per_video") > 0
     assert record == {
         "videos": 1, "role": "student", "teacher": str(tiny["wan"]), "pipeline": "WanPipeline", "seeds": [3],
-        "frames": 9, "height": 32, "width": 32, "fps": 8.0, "kind": "ode", "guidance": 1.0, "steps": 4,
+        "frames": 9, "height": 32, "width": 48, "fps": 8.0, "kind": "ode", "guidance": 1.0, "steps": 4,
         "times": [1.0, 0.9375, 0.83333, 0.625], "network_calls_per_video": 4, "recipes": [recipe("wan_dmd2")],
         "checkpoint": last, "iteration": 6, "finished": True,
     }  # fmt: skip

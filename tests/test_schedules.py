@@ -21,13 +21,13 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ReduceLROnPlateau
 from torch.optim import AdamW, Optimizer, lr_scheduler
 
-from benchmarks.kills import differences
 from lightning_dfd.backbones import Backbone
 from lightning_dfd.cli import main as cli
 from lightning_dfd.runs.checkpoints import read_checkpoint
 from lightning_dfd.training.optimizers import plain, settings_of
 from lightning_dfd.training.schedules import ScheduleFunction, go_on, plan_at, ready, takes_a_value, trial
 from lightning_dfd.training.settings import DMDSettings
+from tests.faults.kills import differences
 from tests.test_cli import fail, recipe, small
 from tests.test_resume import SendSignal, fit
 

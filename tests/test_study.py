@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,9 +48,23 @@ def test_the_world_measures_as_itself() -> None:
     assert collapsed["modes_gap"] > 0.75
 
 
-def test_a_broken_off_study_goes_on(tmp_path: Path) -> None:
+class HereAndNow(concurrent.futures.Executor):
+    """In place of a pool of processes, each of which imports everything anew."""
+
+    def __init__(self, workers: int, mp_context: Any) -> None: ...
+
+    def submit(self, function: Any, /, *arguments: Any, **options: Any) -> concurrent.futures.Future[Any]:
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        future.set_result(function(*arguments, **options))
+        return future
+
+
+@pytest.mark.slow(seconds=30)
+def test_a_broken_off_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first arm in a process of its own, as all are otherwise."""
     arms = [arm for arm in study.all_arms() if arm.name in ("dmd2 data", "continued (data)", "p=.5 (data)")]
     study.run_study(tmp_path, TINY, arms[:1], workers=1)
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", HereAndNow)
     kept = study.result_of(tmp_path, "dmd2 data", 0)
     written = kept.stat().st_mtime_ns
     study.run_study(tmp_path, TINY, arms, workers=1)

@@ -8,6 +8,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
@@ -98,8 +99,14 @@ def test_digests_are_remembered_until_the_file_changes(tmp_path: Path, monkeypat
     path = tmp_path / "weights"
     path.write_bytes(b"one")
     reads: list[Path] = []
-    read = identity._read
-    monkeypatch.setattr(identity, "_read", lambda one: reads.append(one) or read(one))
+    opened = Path.open
+
+    def watched(one: Path, *args: Any, **options: Any) -> Any:
+        if one == path:
+            reads.append(one)
+        return opened(one, *args, **options)
+
+    monkeypatch.setattr(Path, "open", watched)
     first = identity.file_digests([path])
     assert identity.file_digests([path]) == first
     assert len(reads) == 1
@@ -157,8 +164,10 @@ def test_weights_that_are_not_here_are_known_by_the_hubs_sha256(hub: Path, monke
     path.unlink()
     with pytest.raises(FileNotFoundError, match="no weights of vae here"):  # offline
         teacher("org/wan@v1").identity()
-    listing = {f"vae/{path.name}": sha, "vae/config.json": "git's"}
-    monkeypatch.setattr("lightning_dfd.backbones.location._on_hub", lambda repo, commit: listing)
+    weights = SimpleNamespace(rfilename=f"vae/{path.name}", lfs=SimpleNamespace(sha256=sha), blob_id="git's")
+    config = SimpleNamespace(rfilename="vae/config.json", lfs=None, blob_id="git's")
+    listing = SimpleNamespace(siblings=[weights, config])
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **options: listing)
     assert teacher("org/wan@v1").identity() == whole
 
 
@@ -364,6 +373,7 @@ def later_cogvideox(image: bool) -> Any:
 
 
 @pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
+@pytest.mark.slow(seconds=5)
 def test_cogvideox_of_1_5_is_its_pipeline_and_exported(tmp_path: Path, image: bool) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

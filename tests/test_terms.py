@@ -334,7 +334,7 @@ def test_first_step_loss_equals_the_method_written_out(tiny: dict[str, Path], tm
 
 def test_dmd_leaves_the_first_step_alone(tiny: dict[str, Path], tmp_path: Path) -> None:
     """The student's calls with gradient: DMD's at a later time, DP-DMD's at the first. It trains, both kinds."""
-    for kind in ("ode", "renoise"):
+    for kind in ("ode", "sde"):
         module = make_module(
             tiny["wan"],
             student=ROLLOUT,

@@ -31,6 +31,7 @@ def test_measuring_agrees_with_the_worlds_ground_truth(noise: float) -> None:
         assert np.mean(right) >= 0.99, factor
 
 
+@pytest.mark.slow(seconds=5)
 def test_shares_of_the_world_are_measured_as_they_are() -> None:
     scenes, clips = world.draw_clips(1500, seed=5)
     report = measure.compare_with_world(clips, [scene.caption for scene in scenes])
@@ -93,13 +94,15 @@ def test_the_teacher_is_small_and_genuine() -> None:
     assert type(DiffusionPipeline.from_pretrained(TEACHER, dtype=torch.float32)) is CogVideoXPipeline
 
 
+@pytest.mark.slow
 def test_the_teacher_knows_its_world() -> None:
     """The gate that makes it a teacher: 50-step guided samples show the colour and the shape of their captions, and
-    move in every direction by about the world's shares. Measured on 600 clips: .998 and .02 (docs/toy.md)."""
+    move in every direction by about the world's shares. Measured on 600 clips: .998 and .02 (docs/toy.md); the share
+    of 60 clips has a standard deviation of .06."""
     pipe = DiffusionPipeline.from_pretrained(TEACHER, dtype=torch.float32)
-    report = judge_teacher(pipe, clips=180, guidance=GUIDANCE)
+    report = judge_teacher(pipe, clips=60, guidance=GUIDANCE)
     assert report.obedience >= 0.9
-    assert report.worst_gap["direction"] <= 0.07
+    assert report.worst_gap["direction"] <= 0.15
 
 
 @pytest.mark.parametrize("clip", [np.full((9, 32, 32, 3), 90, np.uint8), world.draw_clips(1, seed=4)[1][0]])

@@ -120,7 +120,7 @@ class Backbone(Encoding, StockPipeline):
     @cached_property
     def schedule(self) -> NoiseSchedule:
         """The noise levels on which the network was trained, and what it predicts."""
-        return schedule_from_config(self.configs.scheduler)
+        return schedule_from_config(self.configs.scheduler, self.frame_axis)
 
     def teacher_times(self, num_steps: int, shape: Sequence[int]) -> tuple[SolverStep, ...]:
         """The pipeline's own `num_steps` steps for latents of `shape` (no batch axis), from noise on.

@@ -13,7 +13,7 @@ from lightning_dfd.types import SampleKind
 
 
 def few_step_discrete_scheduler(schedule: NoiseSchedule, steps: Sequence[float], kind: SampleKind) -> Any:
-    """DDIM's scheduler for `ode`, LCM's for `renoise`, both on the teacher's own table.
+    """DDIM's scheduler for `ode`, LCM's for `sde`, both on the teacher's own table.
 
     Left to themselves, as a pipeline's default call leaves them, both take N rows that are T // N apart. LCM's ends at
     row T // N - 1; DDIM's can end at any lower row as well.

@@ -29,6 +29,7 @@ class Family(ABC):
     lora_targets: ClassVar[tuple[str, ...]]  # names of the linear layers that LoRA adapts
     networks: ClassVar[tuple[str, ...]] = ("transformer",)  # the pipeline's parts that denoise
     pipeline_class: ClassVar[str | None] = None  # of diffusers, where another is meant than the folder names
+    frame_axis: ClassVar[int] = 2  # of latents, where [B, C, f, h, w] has it
     takes_image: ClassVar[bool] = False  # whether videos begin with a given image; then `encode_images` is there too
 
     def __init__(self, source: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None) -> None:

@@ -26,13 +26,13 @@ def few_step_flow_scheduler(steps: Sequence[float], kind: SampleKind) -> Any:
     num, last = len(steps), steps[-1]
     shift = _shift(steps, shifted_steps(num, 1.0))
     if num == 1:
-        return FlowMatchEulerDiscreteScheduler(stochastic_sampling=kind == "renoise")
+        return FlowMatchEulerDiscreteScheduler(stochastic_sampling=kind == "sde")
     baked = shift
     for _ in range(50):
         gap = (1.0 - shift_time(0.001, baked)) / (num - 1)
         baked = shift * num * gap / (shift * num * gap - (shift - 1.0))
     scheduler: Any = FlowMatchEulerDiscreteScheduler(
-        shift=baked, shift_terminal=last, stochastic_sampling=kind == "renoise"
+        shift=baked, shift_terminal=last, stochastic_sampling=kind == "sde"
     )
     scheduler.set_timesteps(num)
     runs_at = scheduler.sigmas[:-1].tolist()
@@ -52,7 +52,7 @@ def few_step_own_scheduler(steps: Sequence[float], kind: SampleKind, own: Sequen
         ValueError: `steps` are not a shift of `own`.
     """
     return FlowMatchEulerDiscreteScheduler(
-        shift=_shift(steps, own), stochastic_sampling=kind == "renoise", use_dynamic_shifting=False, **config
+        shift=_shift(steps, own), stochastic_sampling=kind == "sde", use_dynamic_shifting=False, **config
     )
 
 

@@ -57,9 +57,9 @@ class GivenFirstFrame(Backbone):
         return torch.cat([given, rest], self.frame_axis)
 
 
-def refuse_renoise(kind: SampleKind) -> None:
-    """For pipelines whose scheduler steps the later frames alone; raises ValueError for `renoise`."""
-    if kind == "renoise":
+def refuse_sde(kind: SampleKind) -> None:
+    """For pipelines whose scheduler steps the later frames alone; raises ValueError for `sde`."""
+    if kind == "sde":
         raise ValueError(
             "this image-to-video pipeline draws fresh noise for the later frames alone, so its videos are not those of "
             "our sampler; set model.sampling.kind: ode"

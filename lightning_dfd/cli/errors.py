@@ -35,6 +35,12 @@ NOISE = (
 )
 
 
+OLD = {  # what earlier versions took, and what to say of it
+    "renoise": "it is called sde now",
+    "data_forcing.until": "it is gone; train without data forcing in a second run, by model.init_from",
+}
+
+
 def one_line(message: str, keys: Sequence[str]) -> str:
     """The cause in jsonargparse's report, with the key that it is about and, if that is unknown, a hint."""
     lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")] or [message]
@@ -57,6 +63,9 @@ def one_line(message: str, keys: Sequence[str]) -> str:
         line = re.sub(noise, plain, line)
     if key not in re.split(r"(?:Got|Given) value", line)[0]:
         line = f"{key}: {line}"
+    for old, now in OLD.items():
+        if re.search(rf"\b{re.escape(old)}\b", line):
+            return f"{line.rstrip('.')}: {now}"
     unknown = UNKNOWN_KEY.search(line)
     if unknown:
         line += did_you_mean(unknown.group(1) or unknown.group(2), keys)

@@ -53,9 +53,9 @@ def roll_to(
     """From latents at times[0] to latents at times[-1], calling the network at all times but the last.
 
     Args:
-        kind: `ode` steps along the predicted direction; `renoise` predicts x0 and adds fresh noise, as a
+        kind: `ode` steps along the predicted direction; `sde` predicts x0 and adds fresh noise, as a
             DMD2 student does (2405.14867, backward simulation).
-        draw: gives the fresh noise of `renoise`, for latents of the shape that it is handed.
+        draw: gives the fresh noise of `sde`, for latents of the shape that it is handed.
     """
     return _follow(denoise, schedule, start, _way(start.latents, times)[:-1], kind, draw)
 

@@ -25,7 +25,7 @@ from lightning_dfd.export import call_arguments, posterior_means
 from lightning_dfd.objectives import guide
 from lightning_dfd.testing.case import PROMPTS, Case, gap, require
 from lightning_dfd.testing.variants import vary
-from lightning_dfd.types import Conditioning
+from lightning_dfd.types import Conditioning, VideoSize
 
 GUIDANCE = 4.0
 
@@ -41,6 +41,12 @@ def layout(case: Case, folder: Path) -> float:
     require(torch.equal(backbone.unpack(backbone.pack(latents), shape), latents), "unpack does not undo pack")
     error = gap(backbone.normalise(backbone.denormalise(latents)), latents)
     require(error < 1e-4, f"denormalise and normalise change latents by {error:.1e}")
+    nearest = backbone.sizes().nearest
+    others = (nearest(VideoSize(frames, case.size.height, case.size.width)) for frames in (2 * case.size.frames, 1))
+    other = next((size for size in others if size.frames != case.size.frames), None)
+    if other is not None:
+        moved = [axis for axis, (a, b) in enumerate(zip(shape, backbone.latent_shape(other), strict=True), 1) if a != b]
+        require(moved == [backbone.schedule.frame_axis], f"axis {moved} of latents is f, frame_axis says otherwise")
     require("encoders" not in backbone.loader.loaded, "encoding videos loaded the text encoders")
     return error
 

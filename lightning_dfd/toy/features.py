@@ -5,7 +5,7 @@ Axis legend: B videos, C = 3 channels, F frames, H height, W width, D features.
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache
 
 import numpy as np
 import torch
@@ -36,16 +36,18 @@ class WorldReadings(FeatureExtractor):
 
     name, kind, fingerprint = "world-readings", "video", "1"
 
-    @cached_property
-    def _scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        readings = np.stack([read(clip) for clip in world.draw_clips(600, seed=123)[1]])
-        least = [LEAST if "area" in name else 0.0 for name in READINGS]
-        return readings.mean(0), np.maximum(readings.std(0), least)
-
     def __call__(self, videos: Tensor) -> Tensor:
-        mean, deviation = self._scale
+        mean, deviation = world_scale()
         readings = np.stack([read(clip) for clip in to_frames(videos).numpy()])
         return torch.from_numpy((readings - mean) / deviation).float().to(videos.device)
+
+
+@cache
+def world_scale() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and deviation of `READINGS` in the world, each [D]."""
+    readings = np.stack([read(clip) for clip in world.draw_clips(600, seed=123)[1]])
+    least = [LEAST if "area" in name else 0.0 for name in READINGS]
+    return readings.mean(0), np.maximum(readings.std(0), least)
 
 
 def read(clip: NDArray[np.uint8]) -> NDArray[np.float64]:

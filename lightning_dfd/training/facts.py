@@ -13,7 +13,7 @@ from lightning_dfd.backbones import Backbone
 from lightning_dfd.data import VideoDataModule
 from lightning_dfd.files import differing
 from lightning_dfd.objectives.terms import Term
-from lightning_dfd.training.settings import SamplingSettings, StudentSettings
+from lightning_dfd.training.settings import RENAMED, SamplingSettings, StudentSettings
 
 Facts = dict[str, dict[str, Any]]
 
@@ -78,6 +78,7 @@ def refuse_other_recipe(own: Mapping[str, Mapping[str, Any]], given: Mapping[str
     """Raise ValueError where `recipe_facts` of a run and of the checkpoint to resume from differ in what is fixed;
     warn where the resumed run will merely not be bit-equal."""
     wrong = differing(own["fixed"], given["fixed"])
+    wrong += [f"{old} is called {RENAMED[old]} now" for old in given["fixed"].values() if old in tuple(RENAMED)]
     if wrong:
         raise ValueError(
             f"the checkpoint is of another recipe: {'; '.join(wrong)}. Resume with the recipe that made it, or begin "

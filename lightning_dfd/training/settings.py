@@ -7,7 +7,7 @@ loss stand beside the term, in objectives/terms.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from lightning_dfd.objectives.terms import (
     DataForcingSettings,
@@ -28,6 +28,9 @@ __all__ = [
     "ScoreTimeSettings",
     "StudentSettings",
 ]
+
+
+RENAMED = {"renoise": "sde"}  # values of earlier versions, and what they are called now
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,16 @@ class SamplingSettings:
 
     Args:
         steps: the times of its network calls, falling, in (0, 1].
-        kind: `ode` steps along the predicted direction, `renoise` predicts x0 and adds fresh noise.
+        kind: `ode` steps along the predicted direction, `sde` predicts x0 and adds fresh noise.
     """
 
     steps: list[float] = field(default_factory=lambda: [0.999, 0.937, 0.833, 0.624])
     kind: SampleKind = "ode"
 
     def __post_init__(self) -> None:
+        kinds = get_args(SampleKind)
+        now = f", which {self.kind} is called now" if self.kind in RENAMED else ""
+        require(self.kind in kinds, "model.sampling.kind", self.kind, f"{' or '.join(kinds)}{now}")
         falling = all(a > b for a, b in zip(self.steps[:-1], self.steps[1:], strict=True))
         inside = bool(self.steps) and self.steps[0] <= 1 and self.steps[-1] > 0
         require(falling and inside, "model.sampling.steps", self.steps, "a falling list of times in (0, 1]")

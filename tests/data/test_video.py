@@ -124,6 +124,7 @@ def test_write_then_read(tmp_path, bikes):
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(tmp_path):
     """glibc fills fresh memory with MALLOC_PERTURB_'s pattern, which brings out an encoder that reads it unwritten."""
     program = (
@@ -169,10 +170,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, make_clip, monkeypatch):
     path = make_clip(tmp_path / "a.mp4")
     before = path.read_bytes()
 
-    def fail(*args):
-        raise RuntimeError("full disk")
+    class Fails:
+        @staticmethod
+        def from_ndarray(*args, **options):
+            raise RuntimeError("full disk")
 
-    monkeypatch.setattr("lightning_dfd.data.writing._h264_stream", fail)
+    monkeypatch.setattr("av.VideoFrame", Fails)
     with pytest.raises(RuntimeError, match="full disk"):
         make_clip(path, shade=90)
     assert path.read_bytes() == before

@@ -25,6 +25,7 @@ from lightning_dfd.backbones.fit import refuse_quantised
 from lightning_dfd.backbones.flow import few_step_flow_scheduler, few_step_own_scheduler
 from lightning_dfd.backbones.meta import dtype_of
 from lightning_dfd.backbones.sizes import Sizes
+from lightning_dfd.diffusion.noise import NoiseSchedule
 from lightning_dfd.diffusion.solvers import SolverStep, teacher_times
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
@@ -94,6 +95,10 @@ class CapturedBackbone(Backbone):
 
     def compression(self) -> tuple[int, int]:
         return self.facts.latents.temporal, self.facts.latents.spatial
+
+    @cached_property
+    def schedule(self) -> NoiseSchedule:
+        return replace(super().schedule, frame_axis=self.facts.latents.order.index(2))
 
     def sizes(self) -> Sizes:
         return replace(super().sizes(), multiple=self.facts.latents.multiple)

@@ -23,6 +23,7 @@ class CogVideoXBackbone(Backbone):
     """Latents [B, f, C, h, w], scaled by the VAE's `scaling_factor`."""
 
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    frame_axis = 1
 
     def text_length(self) -> int:
         return int(self.configs.transformer["max_text_seq_length"])

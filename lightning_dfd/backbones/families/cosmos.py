@@ -130,7 +130,7 @@ class Cosmos25ImageBackbone(GivenFirstFrame, Cosmos25Backbone):
         return {"video": [image], "num_latent_conditional_frames": 1}
 
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
-        if kind == "renoise":
+        if kind == "sde":
             raise ValueError(
                 "the Cosmos pipeline moves the given frame by the noise that it drew first, so fresh noise would stay "
                 "in that frame; set model.sampling.kind: ode"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_dfd.backbones.base import Backbone
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
-from lightning_dfd.backbones.images import GivenFirstFrame, refuse_renoise
+from lightning_dfd.backbones.images import GivenFirstFrame, refuse_sde
 from lightning_dfd.backbones.meta import dtype_of
 from lightning_dfd.backbones.sizes import Sizes
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
@@ -34,6 +34,7 @@ class Kandinsky5Backbone(Backbone):
         "feed_forward.in_layer",
         "feed_forward.out_layer",
     )
+    frame_axis = 1
     given_frames = 0  # frames of the latents that are an image's, free of noise
 
     def text_length(self) -> int:
@@ -156,7 +157,7 @@ class Kandinsky5ImageBackbone(GivenFirstFrame, Kandinsky5Backbone):
         return torch.cat([pipeline.normalize_first_frame(pipeline, clip) for clip in latents.split(1)])
 
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
-        refuse_renoise(kind)
+        refuse_sde(kind)
         return super().few_step_scheduler(steps, kind)
 
 

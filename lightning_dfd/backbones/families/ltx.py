@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_own_scheduler
-from lightning_dfd.backbones.images import GivenFirstFrame, refuse_renoise, token_times
+from lightning_dfd.backbones.images import GivenFirstFrame, refuse_sde, token_times
 from lightning_dfd.backbones.meta import dtype_of
 from lightning_dfd.diffusion.noise import shifted_steps
 from lightning_dfd.diffusion.solvers import SolverStep, teacher_times
@@ -100,5 +100,5 @@ class LTXImageBackbone(GivenFirstFrame, LTXBackbone):
         return token_times(timestep, shape[1], shape[2] * shape[3], given_frames=1)
 
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
-        refuse_renoise(kind)
+        refuse_sde(kind)
         return super().few_step_scheduler(steps, kind)

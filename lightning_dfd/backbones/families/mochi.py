@@ -49,7 +49,7 @@ class MochiBackbone(PerChannel):
         return -output
 
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
-        if kind == "renoise":
+        if kind == "sde":
             raise ValueError(
                 "no stock scheduler adds fresh noise on Mochi's inverted times; set model.sampling.kind: ode"
             )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_dfd.backbones.channels import PerChannel
 from lightning_dfd.backbones.flow import few_step_flow_scheduler
-from lightning_dfd.backbones.images import GivenFirstFrame, refuse_renoise, token_times
+from lightning_dfd.backbones.images import GivenFirstFrame, refuse_sde, token_times
 from lightning_dfd.backbones.meta import dtype_of
 from lightning_dfd.backbones.sizes import Sizes
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
@@ -89,5 +89,5 @@ class SanaVideoImageBackbone(GivenFirstFrame, SanaVideoBackbone):
         return times.view(-1, 1, frames, height, width)
 
     def few_step_scheduler(self, steps: Sequence[float], kind: SampleKind) -> Any:
-        refuse_renoise(kind)
+        refuse_sde(kind)
         return super().few_step_scheduler(steps, kind)

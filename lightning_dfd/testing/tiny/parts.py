@@ -36,7 +36,7 @@ class Trial:
     backbone: str | None = None
     size: VideoSize = SIZE
     steps: tuple[float, ...] = STEPS
-    kinds: tuple[SampleKind, ...] = ("ode", "renoise")
+    kinds: tuple[SampleKind, ...] = ("ode", "sde")
     text_length: int | None = TEXT_LENGTH
     pixel_error: float = 1e-4
     least_steps: int = 1

@@ -1,6 +1,6 @@
 """Kills toy runs at random, starts them again, and compares their ends with those of uninterrupted runs, bit by bit.
 
-    python -m benchmarks.kills --kills 60 --output outputs/kills      (or: make kills)
+    python -m tests.faults.kills --kills 60 --output outputs/kills      (or: make kills)
 
 A run of a few iterations, with everything that has a state (two optimizers, a discriminator, moving average,
 schedulers, accumulation, data forcing, alarms, logs), is started again and again with one command line, which ends in
@@ -36,7 +36,7 @@ from lightning_dfd.runs.checkpoints import OURS, newest_whole, read_checkpoint
 from lightning_dfd.testing.tiny import TEXT_LENGTH, save_tiny
 from lightning_dfd.toy.world import draw_clips
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ITERATIONS = 16
 KILLS_OF_A_RUN = 5
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1)
@@ -110,7 +110,7 @@ def recipe(folder: Path) -> dict[str, Any]:
             "callbacks": [
                 {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": keep},
                 {"class_path": "lightning_dfd.callbacks.RunHealth", "init_args": {"every": 1}},
-                {"class_path": "benchmarks.kills.Bell", "init_args": {"path": f"{root}.bell"}},
+                {"class_path": "tests.faults.kills.Bell", "init_args": {"path": f"{root}.bell"}},
             ],
         },
         "model": {

@@ -15,13 +15,13 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from benchmarks.bad_caches import COUNT
-from benchmarks.bad_videos import FPS, SIZE, scene
 from lightning_dfd import DistillationModule, DistillationTrainer
 from lightning_dfd.callbacks import VideoSamples
 from lightning_dfd.data import LatentCache, VideoDataModule, list_clips, read_video, write_cache, write_video
 from lightning_dfd.testing.tiny import TEXT_LENGTH
 from lightning_dfd.training.settings import DMDSettings, StudentSettings
+from tests.faults.caches import COUNT
+from tests.faults.videos import FPS, SIZE, scene
 
 
 class Place:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bad_videos import CAPTION, FPS, Expected, Maker, scene
 from lightning_dfd.data import write_video
+from tests.faults.videos import CAPTION, FPS, Expected, Maker, scene
 
 GOOD = "good"  # the caption of the good clip
 GOOD_LINE = json.dumps({"file_name": "good.mp4", "text": GOOD}).encode()

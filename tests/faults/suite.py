@@ -1,6 +1,6 @@
 """Bad inputs and faults, one after the other, against the package's own code: `make faults`.
 
-    python -m benchmarks.faults --seeds 4 --output outputs/faults
+    python -m tests.faults.suite --seeds 4 --output outputs/faults
 
 Every trial ends in one of four ways:
 
@@ -37,12 +37,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks import bad_caches, bad_folders, bad_runs, bad_videos
-from benchmarks.bad_folders import GOOD
-from benchmarks.bad_videos import CAPTION, FPS, SIZE, Expected, Maker, scene
 from lightning_dfd.cli.errors import one_line_of
 from lightning_dfd.data import LatentCache, VideoDataModule, list_clips, write_cache, write_video
 from lightning_dfd.testing.tiny import save_tiny
+from tests.faults import broken_videos, caches, folders, runs, unusual_videos
+from tests.faults.folders import GOOD
+from tests.faults.videos import CAPTION, FPS, SIZE, Expected, Maker, scene
 
 Kind = Literal["named", "survived", "undetected", "lost"]
 KINDS: tuple[Kind, ...] = ("named", "survived", "undetected", "lost")
@@ -163,7 +163,7 @@ class FolderTrials:
         """Through VideoDataModule: two epochs of its stream."""
         with said() as lines:
             try:
-                data = VideoDataModule(str(folder / "videos"), **bad_runs.sizes(), fps=expected.fps)
+                data = VideoDataModule(str(folder / "videos"), **runs.sizes(), fps=expected.fps)
                 data.setup("fit")
                 batches = list(islice(data.train_dataloader(), 2 * len(data.clips)))
             except Exception as error:
@@ -211,7 +211,7 @@ def judge(expected: Expected, got: dict[str, torch.Tensor | None], lines: Sequen
 # ---- a damaged cache, and whole runs ----------------------------------------------------------------------------
 
 
-def cache_fault(name: str, change: bad_caches.Change, place: bad_runs.Place) -> Fault:
+def cache_fault(name: str, change: caches.Change, place: runs.Place) -> Fault:
     """Damage to a whole cache: training goes on with the rest, or one line says what to make again."""
 
     def attempt(folder: Path, rng: np.random.Generator) -> Outcome:
@@ -222,7 +222,7 @@ def cache_fault(name: str, change: bad_caches.Change, place: bad_runs.Place) -> 
                 data = place.data(cache=str(folder / "cache"))
                 data.require_teacher(place.module().backbone.identity())
                 data.setup("fit")
-                batches = list(islice(data.train_dataloader(), 3 * bad_caches.COUNT))
+                batches = list(islice(data.train_dataloader(), 3 * caches.COUNT))
             except Exception as error:
                 return outcome_of(error, message)
         if not message:
@@ -231,17 +231,17 @@ def cache_fault(name: str, change: bad_caches.Change, place: bad_runs.Place) -> 
             return Outcome("lost", "latents that are no numbers were used")
         named = next((line for line in lines if message in line), None)
         left = len({batch.prompts for batch in batches})
-        if named is None or left != bad_caches.COUNT - 1:
+        if named is None or left != caches.COUNT - 1:
             return Outcome("lost", f"{left} clips were used, and this was said: {' | '.join(lines)}"[:300])
         return Outcome("named", named[:300])
 
     return Fault("cache", name, attempt)
 
 
-def run_fault(name: str, trial: bad_runs.Trial, place: bad_runs.Place) -> Fault:
+def run_fault(name: str, trial: runs.Trial, place: runs.Place) -> Fault:
     def attempt(folder: Path, rng: np.random.Generator) -> Outcome:
         with said() as lines:
-            went = trial(bad_runs.Place(place.teacher, place.clips, place.cache, folder), rng)
+            went = trial(runs.Place(place.teacher, place.clips, place.cache, folder), rng)
         return Outcome("survived" if went == "went on" else "named", went if went != "went on" else " | ".join(lines))
 
     return Fault("run", name, attempt)
@@ -252,15 +252,18 @@ def run_fault(name: str, trial: bad_runs.Trial, place: bad_runs.Place) -> Fault:
 
 def all_faults(root: Path) -> list[Fault]:
     """Every kind; what they share is made in `root`."""
-    place = bad_runs.make_place(root, save_tiny("wan", root / "teacher"))
-    folders = FolderTrials(place.module().backbone)
-    faults = [folders.fault("video", name, make, True) for name, make in bad_videos.MAKERS.items()]
-    faults += [folders.fault("caption", name, make, False) for name, make in bad_folders.CAPTIONS.items()]
-    faults += [folders.fault("list", name, make, False) for name, make in bad_folders.LISTS.items()]
-    faults += [folders.fault("path", name, make, False) for name, make in bad_folders.PATHS.items()]
-    faults += [folders.fault("shard", name, make, False) for name, make in bad_folders.SHARDS.items()]
-    faults += [cache_fault(name, change, place) for name, change in bad_caches.CHANGES.items()]
-    return faults + [run_fault(name, trial, place) for name, trial in bad_runs.TRIALS.items()]
+    place = runs.make_place(root, save_tiny("wan", root / "teacher"))
+    trials = FolderTrials(place.module().backbone)
+    faults = [
+        trials.fault("video", name, make, True)
+        for name, make in {**broken_videos.BROKEN, **unusual_videos.UNUSUAL}.items()
+    ]
+    faults += [trials.fault("caption", name, make, False) for name, make in folders.CAPTIONS.items()]
+    faults += [trials.fault("list", name, make, False) for name, make in folders.LISTS.items()]
+    faults += [trials.fault("path", name, make, False) for name, make in folders.PATHS.items()]
+    faults += [trials.fault("shard", name, make, False) for name, make in folders.SHARDS.items()]
+    faults += [cache_fault(name, change, place) for name, change in caches.CHANGES.items()]
+    return faults + [run_fault(name, trial, place) for name, trial in runs.TRIALS.items()]
 
 
 def run_all(root: Path, seeds: int, only: str = "", progress: bool = True) -> list[Result]:
