@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import lightning_dfd
@@ -98,3 +99,27 @@ def test_imports_are_deferred_only_for_a_quick_start() -> None:
 def test_the_picture_shows_every_room_in_order() -> None:
     picture = (PACKAGE.parent / "docs" / "rooms.svg").read_text(encoding="utf-8")
     assert re.findall(r'class="n"[^>]*>(\w+)<', picture) == " ".join(ROOMS).split()
+
+
+def test_old_addresses_lead_to_the_same_objects() -> None:
+    """What README and docs name."""
+    same = {
+        "Backbone": "backbones",
+        "DistillationModule": "training.module",
+        "DistillationTrainer": "cli.trainer",
+        "FSDP2Strategy": "distributed.strategy",
+        "VideoDataModule": "data",
+        "settings.DMDSettings": "training.settings",
+        "settings.SamplingSettings": "training.settings",
+        "features.FeatureExtractor": "evaluation.features",
+        "metrics.VideoSuite": "evaluation.metrics",
+        "metrics.functional.frechet_distance": "evaluation.metrics.functional",
+        "tiny.save_tiny": "testing.tiny",
+        "tiny.parts.text_encoder": "testing.tiny.parts",
+        "callbacks.VideoEvaluation": "callbacks.evaluation",
+        "testing.check_backbone": "testing",
+    }
+    for address, home in same.items():
+        module, _, name = f"lightning_dfd.{address}".rpartition(".")
+        moved = getattr(import_module(f"lightning_dfd.{home}"), name)
+        assert getattr(import_module(module), name) is moved, address

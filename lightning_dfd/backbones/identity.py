@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_dfd.backbones.family import Family
 from lightning_dfd.backbones.loading import teacher_not_found
 from lightning_dfd.backbones.location import Location, Weights, weights_of
+from lightning_dfd.files import digest
 
 # Content is read once: digests of files of at least REMEMBERED bytes are kept, with the file's state, in this folder.
 DIGESTS = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "lightning_dfd" / "digests"
@@ -76,7 +77,7 @@ def config_digest(config: Mapping[str, Any]) -> str:
     """Of a config less the keys that say where and by which version it was written."""
     written = ("transformers_version", "torch_dtype", "dtype", "architectures")
     kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in written}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return digest(json.dumps(kept, sort_keys=True, default=str))
 
 
 def weights_digest(location: Location, parts: Mapping[str, Weights | None]) -> str:
@@ -94,14 +95,14 @@ def weights_digest(location: Location, parts: Mapping[str, Weights | None]) -> s
     paths = [file for _, file in files if isinstance(file, Path)]
     told = dict(zip(paths, file_digests(paths), strict=True))
     lines = [f"{part} {told[file] if isinstance(file, Path) else file}" for part, file in files]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return digest("\n".join(lines))
 
 
 def folder_digest(folder: Path) -> str:
     """Of names and content of the files in a small folder, a tokenizer's say; nothing is told of an absent one."""
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     lines = [f"{path.name} {digest}" for path, digest in zip(files, file_digests(files), strict=True)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return digest("\n".join(lines))
 
 
 def file_digests(paths: Iterable[Path]) -> list[str]:

@@ -96,11 +96,6 @@ def read_config(reader: Any, source: str | Location, folder: str | None = None) 
     return config
 
 
-def pipeline_class_name(source: str | Location) -> str:
-    """The `_class_name` in a pipeline's model_index.json."""
-    return str(read_config(DiffusionPipeline, source)["_class_name"])
-
-
 def teacher_not_found(source: str | Location, error: Exception) -> FileNotFoundError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     folder = Path(str(source).partition(", ")[0])

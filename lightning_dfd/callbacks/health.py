@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_dfd.callbacks.common import due, student_of
 from lightning_dfd.training.module import DistillationModule
 
+NORM = re.compile(r"train/(\w+)_grad_norm")  # of a role, or of a module that a term trains
 WINDOW = 20  # readings that a rolling mean is over
 
 
@@ -120,10 +122,8 @@ class RunHealth(Callback):
             yield "saturation", too_high(ratio, high, said, remedy) or too_low(ratio, low, said, "train longer")
 
     def _gradient_alarm(self, readings: Mapping[str, float], clip: float) -> str | None:
-        norms = {role: readings.get(f"train/{role}_grad_norm") for role in ("student", "fake")}
-        for role, norm in norms.items():
-            if norm is None:
-                continue
+        norms = {NORM.fullmatch(name): value for name, value in readings.items()}
+        for role, norm in ((found[1], value) for found, value in norms.items() if found):
             if not math.isfinite(norm):
                 return f"the {role}'s gradient is {norm}: lower its learning rate, or use trainer.precision bf16-mixed"
             recent = self._recent.setdefault(role, deque(maxlen=WINDOW))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_dfd.backbones import Backbone
 from lightning_dfd.data import VideoDataModule
-from lightning_dfd.files import differing
+from lightning_dfd.files import differing, digest
 from lightning_dfd.objectives.terms import Term
 from lightning_dfd.training.settings import RENAMED, SamplingSettings, StudentSettings
 
@@ -36,7 +34,7 @@ def recipe_facts(
     teacher = backbone.network_identity()
     dtype = teacher.pop("dtype")
     fixed: dict[str, Any] = {
-        "model.teacher": f"{teacher['pipeline']} {_digest(teacher)}",
+        "model.teacher": f"{teacher['pipeline']} {digest(teacher)[:12]}",
         "model.student.input": student.input,
         "model.student.ema_decay": "null" if student.ema_decay is None else "a number",
         "model.sampling.steps": [float(step) for step in sampling.steps],
@@ -54,7 +52,7 @@ def recipe_facts(
         fixed["data.seed"] = data.seed
         names = [clip.name for clip in data.clips]
         exact["data.batch_size"] = data.batch_size
-        exact["clips"] = f"{len(names)} ({_digest(names)})"
+        exact["clips"] = f"{len(names)} ({digest(names)[:12]})"
         exact["data.cache"] = "null" if data.cache is None else "a folder"
     return {"fixed": fixed, "exact": exact}
 
@@ -87,7 +85,3 @@ def refuse_other_recipe(own: Mapping[str, Mapping[str, Any]], given: Mapping[str
     inexact = differing(own["exact"], given["exact"])
     if inexact:
         rank_zero_warn(f"the resumed run will not equal the uninterrupted one bit by bit: {'; '.join(inexact)}")
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_dfd.files import ShardMember, replacing
+from lightning_dfd.files import ShardMember, digest, replacing
 
 ENDS = 1 << 16  # bytes
 
@@ -82,7 +82,7 @@ def data_fingerprint(paths: Iterable[str | Path | ShardMember]) -> str:
     lines = sorted(_line(path if isinstance(path, ShardMember) else Path(path)) for path in paths)
     if not lines:
         raise ValueError("there are no files to make a fingerprint of; name the reference videos")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return digest("\n".join(lines))
 
 
 def _line(source: Path | ShardMember) -> str:
@@ -103,4 +103,4 @@ def _text(key: Mapping[str, str]) -> str:
 
 
 def _path(folder: str | Path, key: Mapping[str, str]) -> Path:
-    return Path(folder) / f"{hashlib.sha256(_text(key).encode()).hexdigest()[:16]}.safetensors"
+    return Path(folder) / f"{digest(_text(key))}.safetensors"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import hashlib
 import inspect
 import random
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from lightning_dfd.evaluation.features.base import FeatureExtractor
 from lightning_dfd.evaluation.features.hub import clip, dinov2, i3d_logits, videomae, vjepa2
 from lightning_dfd.evaluation.features.network import Network
 from lightning_dfd.evaluation.features.offline import efficientnet_lite0, transnetv2
+from lightning_dfd.files import digest
 
 EXTRACTORS: dict[str, Callable[..., Network]] = {
     "i3d-logits": i3d_logits,
@@ -96,7 +96,7 @@ def _shared(name: str, where: tuple[tuple[str, str], ...]) -> NamedExtractor:
 
 
 def _hash(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return digest("\n".join(parts))
 
 
 @contextmanager

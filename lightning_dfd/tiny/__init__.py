@@ -2,8 +2,3 @@
 
 from lightning_dfd.testing.tiny import *  # noqa: F403
 from lightning_dfd.testing.tiny import __all__ as __all__
-
-if __name__ == "__main__":
-    from lightning_dfd.testing.tiny.__main__ import main
-
-    main()
