@@ -531,7 +531,7 @@ def test_folders_that_cannot_be_written_are_one_line(
 ) -> None:  # fmt: skip
     """And said before anything is loaded."""
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("lightning_dfd.backbones.Backbone.load_networks", lambda *words: 1 / 0)
+    monkeypatch.setattr("lightning_dfd.backbones.Backbone.load_transformer", lambda *words: 1 / 0)
     given = [word.replace("{file}", str(tmp_path / "file")) for word in words[1:]]
     message = fail(capsys, words[0], "-c", recipe("wan_dmd2"), *small(tiny, "wan", videos, tmp_path / "run"), *given)
     assert re.search(rf"{re.escape(key)} is \S+, which cannot be written \(", message)
@@ -562,6 +562,7 @@ def test_a_full_disk_of_safetensors_is_one_line(tmp_path: Path) -> None:
 HEAVY = ("torch", "lightning", "diffusers", "transformers", "matplotlib", "jsonargparse", "yaml")
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["fitt"], []])
 def test_help_versions_and_misspelt_commands_load_nothing_heavy(words: list[str]) -> None:
     asked = (

@@ -18,6 +18,7 @@ from lightning_dfd.data import VideoDataModule, list_clips, read_video
 from lightning_dfd.evaluation.generation import Request, requests_for
 from lightning_dfd.runs.checkpoints import read_checkpoint
 from lightning_dfd.training.module import DistillationModule
+from lightning_dfd.training.saved import open_checkpoint
 from lightning_dfd.training.settings import StudentSettings
 from lightning_dfd.types import VideoSize
 from tests.test_cli import recipe, small
@@ -239,7 +240,7 @@ def test_the_record_says_what_made_the_videos(tiny: dict[str, Path], videos: Pat
         (student_of(tiny["cogvideox"], rank=4), "the teacher is a WanPipeline there and a CogVideoXPipeline here"),
     ):
         with pytest.raises(ValueError, match=f"ckpt_path .* holds another student: .*{said}"):
-            other.open_checkpoint(last, "ckpt_path")
+            open_checkpoint(last, "ckpt_path", other.student, other.backbone)
     data = VideoDataModule(str(out), frames=9, height=32, width=32, fps=8)
     data.setup()
     assert data.clips[0].caption == "a dog: it runs"

@@ -54,8 +54,12 @@ def ltx() -> LTXPipeline:
 
 
 TINY = {
-    "ltx": Tiny(ltx, size=VideoSize(9, 64, 96)),
+    "ltx": Tiny(ltx, size=VideoSize(9, 64, 96), least_steps=2),
     "ltx_i2v": Tiny(  # one folder is both, as on the hub
-        ltx, backbone="lightning_dfd.backbones.families.ltx.LTXImageBackbone", size=VideoSize(9, 64, 96), kinds=("ode",)
+        ltx,
+        backbone="lightning_dfd.backbones.families.ltx.LTXImageBackbone",
+        size=VideoSize(9, 64, 96),
+        kinds=("ode",),
+        least_steps=2,
     ),
 }
