@@ -351,9 +351,9 @@ def test_every_recipe_runs(tiny: dict[str, Path], videos: Path, tmp_path: Path, 
     for kind in ("dmd2", "dfd"):
         toy = little_evaluation(tmp_path / "little.yaml") if name == "toy" else []
         words = [*toy, *small(tiny, name, videos, tmp_path / kind), *more]
-        program = cli.run(cli.expand_inherited(["fit", "-c", recipe(f"{name}_{kind}"), *words]))
+        ran = program.run(recipes.expand_inherited(["fit", "-c", recipe(f"{name}_{kind}"), *words]))
         size = size_for(name)
-        video = next(iter(program.datamodule.train_dataloader())).video
+        video = next(iter(ran.datamodule.train_dataloader())).video
         assert video.shape[1:] == (3, size.frames, size.height, size.width)
         last = tmp_path / kind / "checkpoints" / "last.ckpt"
         assert torch.load(last, weights_only=True)["global_step"] == 6
