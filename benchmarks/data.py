@@ -82,7 +82,7 @@ def readers() -> tuple[dict[str, Reader], dict[str, str]]:
 
 
 def decode(videos: list[Path], repeats: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """One row for each file: frames a second of each reader, and ours over theirs."""
+    """One row for each file: frames per second of each reader, and ours over theirs."""
     found, missing = readers()
     rows = []
     for path in tqdm(videos, desc="decode"):

@@ -250,7 +250,7 @@ def test_folders_of_several_rates_are_read_at_the_lowest(tmp_path: Path, capsys:
     folders = {"real": moving(tmp_path / "real", 32), "same": moving(tmp_path / "same", 8)}
     words = ["evaluate", "--videos.same", str(folders["same"]), "--real", str(folders["real"]), *SETTINGS]
     cli.main([*words, "--output", str(tmp_path / "out")])
-    said = "videos differ in frames a second (real 32, same 8), so all are read at 8; --fps sets another rate"
+    said = "videos differ in frames per second (real 32, same 8), so all are read at 8; --fps sets another rate"
     assert f"Note: {said}" in capsys.readouterr().out
     record = strict(tmp_path / "out" / "evaluation.json")
     assert record["protocol"]["fps"] == "8"

@@ -184,6 +184,6 @@ def test_samples_can_be_evaluated(tiny: dict[str, Path], folder: Path, tmp_path:
     assert record["relative_to_teacher"]["student"]["score"] == pytest.approx(0, abs=1e-6)
     rates, broken = record["notes"]
     assert rates.startswith(
-        "videos differ in frames a second (real 25 to 29.97, teacher 8, student 8), so all are read at 8"
+        "videos differ in frames per second (real 25 to 29.97, teacher 8, student 8), so all are read at 8"
     )
     assert broken.startswith("real:")  # its broken file

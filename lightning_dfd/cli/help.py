@@ -33,7 +33,7 @@ USAGE = "\n".join(
         "  lightning --version     of this package and of those that it stands on",
         "",
         "Example: lightning fit -c recipes/cogvideox_dmd2.yaml --data.folder my_videos",
-        f"Lightning Fabric's own commands, {' and '.join(FABRIC_COMMANDS)}, work as ever.",
+        f"Lightning Fabric's own commands, {' and '.join(FABRIC_COMMANDS)}, work too.",
     ]
 )
 

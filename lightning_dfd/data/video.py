@@ -330,5 +330,5 @@ def _require_frames(path: str | Path | ShardMember, found: int, needed: int, fps
         return
     if not found:
         raise VideoError(f"{path}: no frame in it could be decoded")
-    at, lower = ("", "frames") if fps is None else (f" at {fps:g} frames a second", "frames or raise fps")
+    at, lower = ("", "frames") if fps is None else (f" at {fps:g} frames per second", "frames or raise fps")
     raise VideoError(f"{path}: too short, {found} frames{at} where {needed} are needed; lower {lower}, or remove it")

@@ -93,7 +93,7 @@ def one_rate(sources: Sequence[Source], fps: float | None) -> tuple[Rates, list[
         for name, rates in found.items()
         if rates
     )
-    note = f"videos differ in frames a second ({said}), so all are read at {lowest:.4g}; --fps sets another rate"
+    note = f"videos differ in frames per second ({said}), so all are read at {lowest:.4g}; --fps sets another rate"
     return Rates(lowest, lowest), [note]
 
 

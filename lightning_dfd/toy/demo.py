@@ -156,8 +156,8 @@ def row_of(shown: Shown, real: NDArray[np.uint8], seconds: Mapping[str, float]) 
 
 HEADINGS = (
     "",
-    "network calls a video",
-    "sampling a video",
+    "network calls per video",
+    "sampling time per video",
     "training, start-up included",
     "shape and colour as captioned",
     "moves right / left / up / down / not",

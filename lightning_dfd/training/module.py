@@ -134,7 +134,7 @@ class DistillationModule(Denoisers):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         role = self.role_in_turn
-        torch.manual_seed(hash_seed("global", *self.place))  # for networks of users' own, which may draw from it
+        torch.manual_seed(hash_seed("global", *self.place))  # for a user's network that draws from it
         real, cond = self.encode(batch)
         step = self.begin_step(real, cond, batch.prompts)
         loss = self.loss(role, step)

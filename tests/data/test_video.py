@@ -253,7 +253,7 @@ def test_too_short_says_how_many_there_are(tmp_path, make_clip, read):
         read(path, VideoSize(13, 16, 24), None)
     with pytest.raises(VideoError, match=r"5 frames at 4 .* where 9 are needed; .*raise fps"):
         read(path, VideoSize(9, 16, 24), 4)
-    with pytest.raises(VideoError, match="9 frames at 8 frames a second where 10 are needed"):
+    with pytest.raises(VideoError, match="9 frames at 8 frames per second where 10 are needed"):
         read(path, VideoSize(10, 16, 24), 8)
     for frames, fps in ((9, None), (9, 8), (5, 4), (18, 16)):
         read(path, VideoSize(frames, 16, 24), fps)

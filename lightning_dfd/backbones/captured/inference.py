@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_dfd.backbones.captured.recorder import Recording, same
 from lightning_dfd.types import VideoSize
 
-# Every check: what holds if it passes, and what a Backbone of one's own overrides if it does not.
+# Every check: what holds if it passes, and what a subclass overrides if it does not.
 CAPTURE_CHECKS: dict[str, tuple[str, str]] = {
     "call": ("the pipeline runs from a prompt and a size, and has the usual components", "call and encode_prompts"),
     "sample": ("one network input is the sample that the scheduler is handed, or begins with its channels", "call"),
