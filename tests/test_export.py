@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from lightning_dfd import DistillationModule
 from lightning_dfd.backbones import Backbone, backbone_from_pretrained
 from lightning_dfd.backbones.families.mochi import own_times
-from lightning_dfd.backbones.loading import pipeline_class_name
 from lightning_dfd.diffusion.noise import shift_time, shifted_steps
 from lightning_dfd.diffusion.sampler import Rollout, sample, stateless
 from lightning_dfd.export import call_arguments, export_student
@@ -68,7 +67,7 @@ def latents_elsewhere(backbone: Backbone, folder: Path, code: str, noise: torch.
     """Latents from a fresh process with stock diffusers, called as the model card says."""
     file = str(folder.parent / "noise.safetensors")
     save_file({"noise": backbone.pack(noise).contiguous()}, file)
-    call = call_arguments(backbone, getattr(diffusers, pipeline_class_name(backbone.source)), SIZE, 4)
+    call = call_arguments(backbone, getattr(diffusers, backbone.pipeline_name), SIZE, 4)
     script = ELSEWHERE.format(code=code, noise=file, call=call)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=folder.parent)
     assert done.returncode == 0, done.stderr
@@ -108,7 +107,7 @@ def test_lora_file_keeps_its_alpha(tiny: dict[str, Path], family: str, tmp_path:
     folder = tmp_path / "student"
     module = make_student(tiny[family], family)
     export_student(module, folder, SIZE, "lora", {})
-    if hasattr(getattr(diffusers, pipeline_class_name(module.backbone.source)), "load_lora_weights"):
+    if hasattr(getattr(diffusers, module.backbone.pipeline_name), "load_lora_weights"):
         path, prefix = folder / "pytorch_lora_weights.safetensors", "transformer."
         with safe_open(path, "pt") as file:
             config = json.loads(file.metadata()["lora_adapter_metadata"])
