@@ -72,8 +72,8 @@ class Stopwatch(Callback):
         network.register_forward_hook(self._end_call)
         self.roles = pl_module.network
         self._watch(pl_module, "manual_backward", "backward")
-        self._watch(pl_module, "_step_optimizer", "optimizer")
-        self._watch(pl_module, "_log_latest", "logging")
+        self._watch(pl_module.optimization, "step", "optimizer")
+        self._watch(pl_module.journal, "numbers", "logging")
         self._watch(pl_module, "encode", "data")
         self._watch(self.roles, "_switch", "roles")
         for owner, name in ((Draws, "noise_like"), (Draws, "times"), (NoiseSchedule, "add_noise")):
@@ -105,7 +105,7 @@ class Stopwatch(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.parts["data"] += time.perf_counter() - self.ended
-        self.role = "student" if pl_module.student_turn else "fake"
+        self.role = pl_module.role_in_turn
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         seconds, parts = now() - self.ended, dict(self.parts)

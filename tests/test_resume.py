@@ -125,14 +125,17 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
 def test_a_run_that_was_killed_before_its_last_save_gets_it(
     tiny: dict[str, Path], videos: Path, tmp_path: Path
 ) -> None:
-    fit(tiny["wan"], videos, 4, tmp_path)
+    falling = {"lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=6)}
+    fit(tiny["wan"], videos, 4, tmp_path, **falling)
     last, end = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "checkpoints" / "step=4.ckpt"
     last.unlink()
-    fit(tiny["wan"], videos, 4, tmp_path)
+    fit(tiny["wan"], videos, 4, tmp_path, **falling)
     saved, expected = read_checkpoint(last), read_checkpoint(end)
     assert [*differences(saved["state_dict"], expected["state_dict"])] == []
     assert [*differences(saved["optimizer_states"], expected["optimizer_states"])] == []
     assert [*differences(saved["loops"], expected["loops"])] == []
+    assert saved["lr_schedulers"][0]["last_epoch"] == 4
+    assert [*differences(saved["lr_schedulers"], expected["lr_schedulers"])] == []
 
 
 # ---- what has to agree ----------------------------------------------------------------------------------------

@@ -51,6 +51,8 @@ class Iterating(Protocol):
     @property
     def between_iterations(self) -> bool: ...
 
+    def go_on(self) -> None: ...
+
 
 class LeaveInTime(Callback):
     """On Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP saves `last.ckpt` at the end of the iteration and ends with 128 + the
@@ -114,6 +116,8 @@ class LeaveInTime(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A run that was killed between its last two checkpoints has nothing left to train, and no `last.ckpt` of it.
         if _saved_step(trainer) is None and trainer.ckpt_path is not None:
+            if isinstance(pl_module, Iterating):
+                pl_module.go_on()  # as nothing was trained, it has not been done
             self._save_end(trainer)
 
     def _save_end(self, trainer: Trainer) -> None:

@@ -216,9 +216,8 @@ class DistillationModule(Denoisers):
         self._log_errors(batch, batch_idx, "test")
 
     def _log_errors(self, batch: Batch, batch_idx: int, stage: str) -> None:
-        fits = self.trainer.state.fn == "fit"
+        fits, size = self.trainer.state.fn == "fit", len(batch.prompts)
         for name, error in self.denoising_errors(batch, hash_seed(self.seed, stage, batch_idx)).items():
-            size = len(batch.prompts)
             self.log(f"{stage}/{name}_x0_error", error, batch_size=size, sync_dist=True, logger=not fits)
 
     def on_validation_end(self) -> None:
@@ -259,12 +258,15 @@ class DistillationModule(Denoisers):
         if self.backbone.loader.offload:
             self.network.offload_teacher(self.device)
 
-    def on_train_start(self) -> None:
+    def go_on(self) -> None:
+        """Give restored optimizers and schedules what the recipe sets now. It is done once."""
         optimizers = as_list(self.optimizers(use_pl_optimizer=False))
         self.optimization.go_on(optimizers, as_list(self.lr_schedulers()), self.trainer.global_step)
-        # measured at the start, or restored, by a callback
+
+    def on_train_start(self) -> None:
+        self.go_on()  # before values are asked for that a callback has measured, or restored
         self.optimization.refuse_unlogged("val/", set(self.trainer.callback_metrics))
-        begin_training(optimizers)
+        begin_training(as_list(self.optimizers(use_pl_optimizer=False)))
 
     def on_validation_model_zero_grad(self) -> None:
         """Keep what an iteration has gathered; Lightning drops gradients before a validation, and counts batches."""
@@ -282,13 +284,10 @@ class DistillationModule(Denoisers):
         owned, iteration = self.owned_keys(), checkpoint["global_step"]
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in owned}
         without_code(checkpoint)
-        checkpoint[OURS] = {
-            "plans": self.optimization.plans(self.trainer.optimizers, iteration),
-            "recipe": self._recipe,
-            "facts": saved.facts_of(self.datamodule, iteration, self.init_from),
-            **self.journal.state(),
-            **saved.places_of(self.loggers),
-        }
+        plans = self.optimization.plans(self.trainer.optimizers, iteration)
+        facts = saved.facts_of(self.datamodule, iteration, self.init_from)
+        ours = {"plans": plans, "recipe": self._recipe, "facts": facts}
+        checkpoint[OURS] = ours | self.journal.state() | saved.places_of(self.loggers)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         fits, ours = self.trainer.state.fn == "fit", checkpoint[OURS]
