@@ -247,11 +247,14 @@ def test_a_recipe_without_optimizers_has_the_default_and_can_be_written(capsys: 
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_every_recipe_parses(capsys: Any, name: str) -> None:
-    """One of a pair as it stands, the other with full_tuning.yaml over it."""
+    """Both of a pair as they stand, and with full_tuning.yaml over the second."""
     config = printed(capsys, "-c", recipe(f"{name}_dmd2"))
     assert config["model"]["data_forcing"]["probability"] == 0.0
     assert config["model"]["init_from"] is None
     assert config["model"]["student"]["mode"] == "lora"
+    forced = printed(capsys, "-c", recipe(f"{name}_dfd"))
+    assert forced["model"]["data_forcing"]["probability"] == 0.5
+    assert forced["model"]["student"]["mode"] == "lora"
     full = printed(capsys, "-c", recipe(f"{name}_dfd"), "-c", recipe("full_tuning"))
     assert full["model"]["data_forcing"]["probability"] == 0.5
     assert full["model"]["init_from"] is not None
@@ -367,6 +370,7 @@ def test_every_recipe_runs(tiny: dict[str, Path], videos: Path, tmp_path: Path, 
         more = [*more, "--model.init_from", str(last)]
 
 
+@pytest.mark.slow(seconds=8)
 def test_override_survives_resume(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     """What the command line says beats what the checkpoint's run said: settings, rates and the number of steps."""
     words = small(tiny, "wan", videos, tmp_path)

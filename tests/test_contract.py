@@ -212,6 +212,7 @@ def test_a_held_out_configuration_that_fails_can_be_repeated(
         run_check("held_out", wrong, tmp_path)
 
 
+@pytest.mark.slow(seconds=13)
 def test_the_whole_contract_in_one_line(cases: dict[str, Case], tmp_path: Path) -> None:
     found = check_backbone(cases["wan"], tmp_path)
     assert found.keys() == CHECKS.keys()
@@ -226,6 +227,7 @@ def test_a_refusal_has_to_be_the_expected_one(cases: dict[str, Case], tmp_path: 
         run_check("gan", other, tmp_path)
 
 
+@pytest.mark.slow(seconds=10)
 def test_failing_checks_are_named_with_what_they_are_for(cases: dict[str, Case], tmp_path: Path) -> None:
     wrong = replace(cases["wan"], backbone=f"{__name__}.WrongTimes")
     with pytest.raises(AssertionError, match=r"(?s)checks failed\nreplay: 4 steps .* differ .*The pipeline's guided"):

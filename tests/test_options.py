@@ -28,6 +28,8 @@ from lightning_dfd.testing.tiny import TEXT_LENGTH
 from lightning_dfd.training.options import HIDDEN
 from lightning_dfd.training.settings import DMDSettings, StudentSettings
 
+pytestmark = pytest.mark.slow(seconds=3)
+
 ROOT = Path(__file__).parent.parent
 READINGS = "lightning_dfd.toy.features.WorldReadings"
 ALL = {*inspect.signature(lightning.Trainer.__init__).parameters} - {"self"}

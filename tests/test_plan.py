@@ -26,6 +26,8 @@ from lightning_dfd.training.module import DistillationModule
 from lightning_dfd.training.settings import DiversitySettings, GANSettings, SamplingSettings, StudentSettings
 from lightning_dfd.types import VideoSize
 
+pytestmark = pytest.mark.slow(seconds=3)
+
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 

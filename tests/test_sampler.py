@@ -122,9 +122,12 @@ def test_times_per_frame_are_each_frames_own(schedule: NoiseSchedule, kind: Samp
 
 def test_frames_that_are_clean_stay_so() -> None:
     """A given first frame has time 0 throughout; it must not become nan, nor move."""
-    x = torch.randn(1, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
     ways = [torch.tensor([[0.0, level, level, level]]) for level in (0.9, 0.5)]
     moved = roll_to(stateless(closed_form), FLOW, Rollout(x), ways, "ode").latents
     assert torch.equal(moved[:, :, 0], x[:, :, 0])
     assert bool(torch.isfinite(moved).all())
     assert not torch.equal(moved[:, :, 1], x[:, :, 1])
+    moved.square().sum().backward()
+    assert x.grad is not None
+    assert bool(torch.isfinite(x.grad).all())

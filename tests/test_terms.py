@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_dfd import DistillationModule, VideoDataModule
 from lightning_dfd.data import list_clips, write_cache, write_video
 from lightning_dfd.diffusion.draws import Draws
+from lightning_dfd.diffusion.noise import NoiseSchedule
 from lightning_dfd.diffusion.sampler import Rollout
 from lightning_dfd.networks.blocks import blocks_of
 from lightning_dfd.objectives import generator_loss
 from lightning_dfd.objectives.terms import GAN as GANTerm
-from lightning_dfd.objectives.terms import DataForcing, Discriminator, FirstStep, TeacherView
+from lightning_dfd.objectives.terms import (
+    DataForcing,
+    Discriminator,
+    DistributionMatching,
+    FirstStep,
+    Networks,
+    ScoreTimeSettings,
+    Step,
+    StudentInput,
+    TeacherView,
+    Term,
+    student_loss,
+)
+from lightning_dfd.training.facts import recipe_facts
 from lightning_dfd.training.settings import (
     DataForcingSettings,
     DiversitySettings,
@@ -529,3 +545,75 @@ def test_latest_can_be_read_and_not_written(tiny: dict[str, Path], tmp_path: Pat
     assert float(module.journal.latest["train/student_loss"]) >= 0
     with pytest.raises(TypeError):
         module.journal.latest["train/student_loss"] = 0.0  # type: ignore[index]
+
+
+# ---- terms of a user, and what they must not be able to break ---------------------------------------------------
+
+
+class Critical(Term):
+    """The student's loss runs through its module, which its own loss leaves where it is."""
+
+    def __init__(self, fact: Any = 1.0) -> None:
+        self.fact = fact
+
+    def build(self, features: Any) -> dict[str, nn.Module]:
+        head = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(head.weight, 0.5)
+        return {"critical": head}
+
+    def student_loss(self, step: Step) -> Tensor:
+        step.log("a_number", 0.5)
+        return 100 * step.networks.trained["critical"](step.gen.mean().view(1, 1)).sum()
+
+    def fake_loss(self, step: Step) -> Tensor:
+        (weight,) = step.networks.trained["critical"].parameters()
+        return 0 * weight.sum()
+
+    def facts(self) -> dict[str, Any]:
+        return {"fact": self.fact, "model.seed": "mine"}
+
+
+def test_the_students_loss_does_not_train_what_terms_train(tiny: dict[str, Path], tmp_path: Path) -> None:
+    rate = partial(torch.optim.SGD, lr=0.01)
+    module = ready(tiny["wan"], tmp_path, 4, terms=[Critical()], fake_optimizer=rate)
+    (weight,) = module.term_modules["critical"].parameters()
+    assert weight.item() == 0.5
+    assert float(module.journal.latest["train/a_number"]) == 0.5
+
+
+def facts_with(module: DistillationModule, *terms: Term) -> dict[str, Any]:
+    facts = recipe_facts(module.backbone, module.student, module.sampling, terms, 3, {}, None)
+    return facts["fixed"]
+
+
+def test_facts_of_terms_can_be_read_from_a_checkpoint_and_do_not_collide(tiny: dict[str, Path]) -> None:
+    module = make_module(tiny["wan"])
+    fixed = facts_with(module, Critical(np.float64(0.1)), Critical(0.5))
+    assert (fixed["fact"], fixed["fact (2)"]) == (0.1, 0.5)
+    assert type(fixed["fact"]) is float
+    assert (fixed["model.seed"], fixed["model.seed (2)"]) == (3, "mine")
+    with pytest.raises(ValueError, match=r"facts\(\) of Critical gives fact as a PosixPath; give text, numbers"):
+        facts_with(module, Critical(Path("a")))
+
+
+def test_a_step_and_a_loss_of_other_terms_are_refused() -> None:
+    plain = lambda x_t, t, cond: 0.9 * x_t  # noqa: E731
+    networks = Networks(NoiseSchedule("flow"), plain, plain, lambda x_t, t, cond, guidance: 0.8 * x_t)
+    terms = [DistributionMatching(), DataForcing(DataForcingSettings(1.0))]
+
+    def loss(*given: Any) -> float:
+        generator = torch.Generator().manual_seed(0)
+        real, draws = torch.randn(4, 3, generator=generator), Draws.of(0, 0, 0, 0, torch.device("cpu"))
+        return float(student_loss(terms, Step(networks, real, None, draws, *given)))
+
+    asked = (StudentInput(), ScoreTimeSettings())
+    assert loss() == loss(*asked, terms)
+    with pytest.raises(ValueError, match="given different terms; give both the same"):
+        loss(*asked, terms[:1])
+
+
+def test_a_network_refuses_times_per_frame(tiny: dict[str, Path]) -> None:
+    module = make_module(tiny["wan"])
+    latents, cond, _ = inputs(module)
+    with pytest.raises(ValueError, match=r"WanBackbone takes one time per clip, \[B\]; got times \[2, 3\]"):
+        module.backbone.x0(None, latents, torch.full((2, 3), 0.5), cond)

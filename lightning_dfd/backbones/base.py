@@ -111,7 +111,13 @@ class Backbone(Encoding, StockPipeline):
         return cond | negative.expand(cond.batch_size)
 
     def x0(self, transformer: Any, x_t: Tensor, t: Time, cond: Conditioning) -> Tensor:
-        """The network's estimate of the clean latents, float32: x_t [B, ...] float32, t [B] in [0, 1] or a level."""
+        """The network's estimate of the clean latents, float32: x_t [B, ...] float32, t [B] in [0, 1] or a level.
+
+        Raises:
+            ValueError: the times are per frame, which no family takes yet.
+        """
+        if isinstance(t, Tensor) and t.ndim > 1:
+            raise ValueError(f"{type(self).__name__} takes one time per clip, [B]; got times {list(t.shape)}")
         output = self.call(transformer, x_t, self.schedule.timestep(t), cond)
         return self.keep_given(self.schedule.to_x0(output.float(), x_t, t), cond)
 

@@ -138,10 +138,12 @@ class NoiseSchedule:
     def ode_step(self, x0: Tensor, x_t: Tensor, t: Time, t_next: Time) -> Tensor:
         """The deterministic step from t to t_next along the predicted direction (DDIM, 2010.02502, eq. 12
         with eta 0; for flow this is Euler's step). With a time per frame, frames that are clean at t stay so."""
-        moved = self.add_noise(x0, self.to_eps(x0, x_t, t), t_next)
         if isinstance(t, NoiseLevel) or t.ndim == 1:
-            return moved
-        return torch.where(self._levels(t, x_t)[1] == 0, x_t, moved)
+            return self.add_noise(x0, self.to_eps(x0, x_t, t), t_next)
+        alpha, sigma = self._levels(t, x_t)
+        clean = sigma == 0
+        eps = (x_t - alpha * x0) / sigma.masked_fill(clean, 1.0)
+        return torch.where(clean, x_t, self.add_noise(x0, eps, t_next))
 
     def x0_of_step(self, x_t: Tensor, x_next: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
         """The x0 from which `ode_step` takes x_t to x_next: its inverse, linear in both.

@@ -102,7 +102,7 @@ def _turn(
     real = torch.randn(batch_size, *backbone.latent_shape(size))
     cond = backbone.dummy_prompts(batch_size) | backbone.dummy_images(batch_size, size)
     if module.accumulate > 1:  # in all batches but the first the gradients are there from the start
-        for parameter in module.network.parameters_of(role):
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
             parameter.grad = torch.zeros_like(parameter)
     meter.restart()
     with torch.autocast("cpu", autocast) if autocast else nullcontext():

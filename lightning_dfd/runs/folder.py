@@ -37,7 +37,8 @@ def find_checkpoint(run: Run, ckpt_path: str | Path | None) -> str | None:
     where there is no checkpoint.
 
     Raises:
-        ValueError: it is empty, or there is no best one; Lightning has further names, for folders that are not ours.
+        ValueError: it is empty, no checkpoint can be read, or there is no best one; or it is a name of Lightning's, for
+            folders that are not ours.
     """
     if ckpt_path is None:
         return None
@@ -47,6 +48,12 @@ def find_checkpoint(run: Run, ckpt_path: str | Path | None) -> str | None:
     if name not in ("last", "best"):
         return name
     found = newest_checkpoint(run) if name == "last" else best_checkpoint(run)
+    damaged = sorted(_checkpoints(run)) if found is None else []
+    if damaged:
+        raise ValueError(
+            f"ckpt_path is last, and none of the run's checkpoints can be read ({damaged[0]} and so on); name another "
+            "run's, or begin anew by --overwrite without --ckpt_path"
+        )
     return None if found is None else str(found)
 
 

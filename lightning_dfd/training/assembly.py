@@ -57,12 +57,14 @@ def build_term_modules(
     """What terms train on the teacher's network, and the learning rates; None for the fake score's.
 
     Raises:
-        ValueError: two terms give a module the same name.
+        ValueError: two terms give a module the same name, or one gives a name that is none.
     """
     modules: dict[str, nn.Module] = {}
     rates: dict[str, float | None] = {}
     for term in terms:
         for name, module in term.build(partial(feature_shape, transformer)).items():
+            if not name.isidentifier():
+                raise ValueError(f"{type(term).__qualname__} names a module {name!r}; take letters, digits and _")
             if name in modules:
                 raise ValueError(f"two terms train a module named {name!r}; give them different names")
             modules[name], rates[name] = module, term.learning_rate()

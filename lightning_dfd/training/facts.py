@@ -10,7 +10,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_dfd.backbones import Backbone
 from lightning_dfd.data import VideoDataModule
 from lightning_dfd.files import differing, digest
-from lightning_dfd.objectives.terms import Term
+from lightning_dfd.objectives.terms import Term, joined
+from lightning_dfd.training.optimizers import DROPPED, plain
 from lightning_dfd.training.settings import RENAMED, SamplingSettings, StudentSettings
 
 Facts = dict[str, dict[str, Any]]
@@ -42,8 +43,6 @@ def recipe_facts(
         "the loss": " + ".join(sorted(_name_of(term) for term in terms)),
         "model.seed": seed,
     }
-    for term in terms:
-        fixed |= term.facts()
     fixed |= student_facts(student, backbone.lora_targets)
     exact = {**exact, "model.dtype": dtype, "model.quantization": str(backbone.loader.quantization)}
     if data is not None:
@@ -54,7 +53,23 @@ def recipe_facts(
         exact["data.batch_size"] = data.batch_size
         exact["clips"] = f"{len(names)} ({digest(names)[:12]})"
         exact["data.cache"] = "null" if data.cache is None else "a folder"
-    return {"fixed": fixed, "exact": exact}
+    return {"fixed": joined([fixed, *map(checked_facts, terms)]), "exact": exact}
+
+
+def checked_facts(term: Term) -> dict[str, Any]:
+    """A term's facts, as a checkpoint may hold them: it is read without running code.
+
+    Raises:
+        ValueError: a value is of a kind that it may not hold.
+    """
+    facts = {name: plain(value) for name, value in term.facts().items()}
+    for name, value in facts.items():
+        if value is DROPPED:
+            kind = type(term.facts()[name]).__name__
+            raise ValueError(
+                f"facts() of {type(term).__qualname__} gives {name} as a {kind}; give text, numbers, null, or lists"
+            )
+    return facts
 
 
 def _name_of(term: Term) -> str:
@@ -75,8 +90,13 @@ def student_facts(student: StudentSettings, own_targets: Sequence[str]) -> dict[
 def refuse_other_recipe(own: Mapping[str, Mapping[str, Any]], given: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise ValueError where `recipe_facts` of a run and of the checkpoint to resume from differ in what is fixed;
     warn where the resumed run will merely not be bit-equal."""
+    old = [value for value in given["fixed"].values() if value in tuple(RENAMED)]
+    if old:
+        raise ValueError(
+            f"the checkpoint is of an earlier version: {old[0]} is called {RENAMED[old[0]]} now; begin a new run with "
+            "its weights by model.init_from"
+        )
     wrong = differing(own["fixed"], given["fixed"])
-    wrong += [f"{old} is called {RENAMED[old]} now" for old in given["fixed"].values() if old in tuple(RENAMED)]
     if wrong:
         raise ValueError(
             f"the checkpoint is of another recipe: {'; '.join(wrong)}. Resume with the recipe that made it, or begin "

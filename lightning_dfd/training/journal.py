@@ -27,7 +27,7 @@ class Journal:
     """
 
     def __init__(self) -> None:
-        self.counts = {"student_steps": 0, "forced_steps": 0, "skipped_steps": 0}
+        self.counts = {"student_steps": 0, "skipped_steps": 0}
         self._latest: dict[str, Tensor | float] = {}
         self._clock: float | None = None
 

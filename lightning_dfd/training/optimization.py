@@ -128,7 +128,8 @@ class Optimization:
         }
         optimizer = optimizers[TRAINED.index(role)]
         optimizer.step()
-        optimizer.zero_grad()
+        for each in optimizers:  # the other's too: the student's loss may run through what terms train
+            each.zero_grad()
         for scheduler in schedulers:
             if scheduler not in self._watching:
                 scheduler.step()

@@ -11,6 +11,7 @@ from lightning_dfd.objectives.terms.base import (
     TermRecipe,
     check_terms,
     fake_loss,
+    joined,
     require,
     student_loss,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "TermRecipe",
     "check_terms",
     "fake_loss",
+    "joined",
     "require",
     "student_loss",
 ]

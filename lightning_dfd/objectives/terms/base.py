@@ -223,9 +223,9 @@ class Step:
             self._coins[name] = torch.rand((), generator=self.draws.shared)
         return bool(self._coins[name] < probability)
 
-    def log(self, name: str, value: Tensor) -> None:
+    def log(self, name: str, value: Tensor | float) -> None:
         """Log a scalar as `train/<name>`."""
-        self.logs[f"train/{name}"] = value.detach()
+        self.logs[f"train/{name}"] = torch.as_tensor(value).detach()
 
 
 class Term:
@@ -280,7 +280,11 @@ class Term:
         Nothing is loaded yet."""
 
     def facts(self) -> Mapping[str, Any]:
-        """Recipe key -> value: what a checkpoint says of the term. A run cannot be resumed with another value."""
+        """What a checkpoint says of the term: recipe key -> text, number, null, or lists of these.
+
+        A run cannot be resumed with another value. By default it is only that the term is there: name the settings
+        that make a run what it is, and leave out those that a user may change, as weights.
+        """
         name = f"{type(self).__module__}.{type(self).__qualname__}"
         return {f"{self.key} {name}": "on"}
 
@@ -328,8 +332,25 @@ def check_terms(terms: Sequence[Term], recipe: TermRecipe) -> None:
         term.check(recipe)
 
 
+def joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What terms say, in one mapping; a name that is taken gets a number."""
+    found: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            names = (name, *(f"{name} ({number})" for number in range(2, 1000)))
+            found[next(free for free in names if free not in found)] = value
+    return found
+
+
 def student_loss(terms: Sequence[Term], step: Step) -> Tensor:
-    """The sum of all terms of the student's loss, in their order."""
+    """The sum of all terms of the student's loss, in their order.
+
+    Raises:
+        ValueError: the step was given other terms, so what they change in one another would be left out.
+    """
+    step.terms = step.terms or tuple(terms)
+    if step.terms != tuple(terms):
+        raise ValueError("student_loss and its Step are given different terms; give both the same")
     return _sum(terms, [term.student_loss(step) for term in terms], "student")
 
 
