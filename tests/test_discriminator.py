@@ -104,29 +104,29 @@ def test_a_network_that_goes_round_twice_is_refused() -> None:
 
 
 def test_judging_trains_the_features_and_not_the_heads() -> None:
-    critic = discriminator(Net(4))
-    features = [torch.randn(2, 5, 8, requires_grad=True) for _ in critic.blocks]
-    judged = critic.judge(features)
-    assert torch.equal(judged, critic(features))
+    judge = discriminator(Net(4))
+    features = [torch.randn(2, 5, 8, requires_grad=True) for _ in judge.blocks]
+    judged = judge.judge(features)
+    assert torch.equal(judged, judge(features))
     judged.sum().backward()
-    assert all(parameter.grad is None for parameter in critic.parameters())
+    assert all(parameter.grad is None for parameter in judge.parameters())
     gradients = [one.grad for one in features]
-    expected = torch.autograd.grad(critic(features).sum(), features)
+    expected = torch.autograd.grad(judge(features).sum(), features)
     assert all(torch.equal(a, b) and a.any() for a, b in zip(gradients, expected, strict=True))  # type: ignore[arg-type,union-attr]
 
 
 def test_loss_falls_where_features_can_be_told_apart() -> None:
     """Tokens that differ in one feature's spread, not in their mean."""
-    critic = discriminator(Net(4), seed=1)
-    optimizer = torch.optim.AdamW(critic.parameters(), lr=1e-2)
+    judge = discriminator(Net(4), seed=1)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
     losses = []
     for _ in range(60):
         real, made = (
-            [torch.randn(8, 20, 8, generator=generator) * torch.tensor([width, *[1.0] * 7]) for _ in critic.blocks]
+            [torch.randn(8, 20, 8, generator=generator) * torch.tensor([width, *[1.0] * 7]) for _ in judge.blocks]
             for width in (3.0, 0.3)
         )
-        loss = discriminator_loss(critic(real), critic(made))
+        loss = discriminator_loss(judge(real), judge(made))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

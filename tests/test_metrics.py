@@ -749,7 +749,7 @@ def test_means_over_videos(metric: VideoMetric, values: object) -> None:
 
 
 def test_consistency_needs_frames() -> None:
-    with pytest.raises(ValueError, match="one a frame"):
+    with pytest.raises(ValueError, match="one per frame"):
         FrameConsistency(video_means).update(make_videos(2))
 
 

@@ -126,9 +126,9 @@ def test_gan_trains_the_student_and_leaves_the_teacher(
 
     gen = module.begin_step(real, cond).gen
     gen.retain_grad()
-    critic = discriminator(module)
+    judge = discriminator(module)
     clean_t = module.schedule.add_noise(gen, torch.zeros_like(gen), t)
-    generator_loss(critic.judge(module.teacher_features(clean_t, t, cond, critic.blocks))).backward()
+    generator_loss(judge.judge(module.teacher_features(clean_t, t, cond, judge.blocks))).backward()
     assert gen.grad is not None
     own = {id(parameter) for parameter in module.network.parameters_of("student")}
     assert all(p.grad is not None for p in module.network.parameters_of("student"))
@@ -142,7 +142,7 @@ def test_gan_trains_the_student_and_leaves_the_teacher(
     x_t = module.schedule.add_noise(again, torch.zeros_like(gen), t)
     module.backbone.call(untouched, x_t, module.schedule.timestep(t), cond)
     tokens = seen[0] if isinstance(seen[0], Tensor) else seen[0][0]
-    torch.nn.functional.softplus(-critic([tokens])).mean().backward()
+    torch.nn.functional.softplus(-judge([tokens])).mean().backward()
     torch.testing.assert_close(gen.grad, again.grad, rtol=1e-4, atol=1e-8)
 
 

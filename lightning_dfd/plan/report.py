@@ -45,7 +45,7 @@ def as_text(setup: Setup, found: Estimate, limit: float | None, advice: Sequence
     lines += [f"{'decoding samples, beside all weights':52} {found.decoding / GIB:9.2f}", ""]
     largest = max(found.terms, key=lambda name: found.terms[name])
     lines += [f"largest term: {_readable(largest)}, {found.terms[largest] / found.peak:.0%}"]
-    lines += [f"a cache takes {found.latents / MIB:.1f} MiB a clip and {found.embedding / MIB:.1f} MiB a caption"]
+    lines += [f"a cache takes {found.latents / MIB:.1f} MiB per clip and {found.embedding / MIB:.1f} MiB per caption"]
     turns = ", ".join(f"{_readable(role)} {turn.flops / TERA:,.1f}" for role, turn in found.turns.items())
     lines += [f"an iteration takes {found.flops / TERA:,.1f} TFLOP in the mean ({turns})"]
     if found.text is None:

@@ -122,7 +122,7 @@ def frame_features(extractor: FeatureExtractor, videos: Tensor) -> Tensor:
     features = extractor(videos)
     if features.ndim != 3:
         raise ValueError(
-            f"extractor {extractor.name!r} gives one vector a video, {list(features.shape)}; need one a frame, "
+            f"extractor {extractor.name!r} gives one vector per video, {list(features.shape)}; need one per frame, "
             "[B, F, D]. Use an extractor of frames, as of DINO or CLIP."
         )
     return features

@@ -54,7 +54,7 @@ class VideoMetric(Metric):
 
 
 class MeanOverVideos(VideoMetric):
-    """The mean of one value a video; a subclass's `update` hands the values to `_add`."""
+    """The mean of one value per video; a subclass's `update` hands the values to `_add`."""
 
     total: Tensor
     n: Tensor

@@ -83,7 +83,7 @@ class PromptMetric(VideoMetric):
         if self.records and (self.records[0][:2] != heads[0, :2]).any():
             (before, before_frames), now = self.records[0][:2].int().tolist(), features[0].numel()
             raise ValueError(
-                f"got {now} features of {frames} frame(s) a video, after {before} of {before_frames}; {REMEDY}"
+                f"got {now} features of {frames} frame(s) per video, after {before} of {before_frames}; {REMEDY}"
             )
         self.records.append(torch.cat([heads, features.flatten(1).to(heads)], 1).flatten())
         text = b"".join(prompt.encode() + TEXT_END for prompt in prompts)

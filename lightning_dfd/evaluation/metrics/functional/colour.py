@@ -1,4 +1,4 @@
-"""How colourful videos are, a value a video.
+"""How colourful videos are, one value per video.
 
 Axis legend: B videos [B, 3, F, H, W] in [-1, 1], red, green, blue; what lies outside is cut before measuring.
 Content decides most of these values: compare them only between videos of the same prompts.

@@ -57,7 +57,7 @@ def prompt_diversity(features: Tensor, groups: Tensor) -> Tensor:
     """1 - mean pairwise cosine of the videos of a prompt, averaged over prompts (2606.18478, eq. 26).
 
     Args:
-        features: [N, D], one vector a video: the paper's measure for frame features averaged over 16 evenly spaced
+        features: [N, D], one vector per video: the paper's measure for frame features averaged over 16 evenly spaced
             frames. Or [N, F, D]: the paper's per-frame variant, pairs compared frame by frame, then averaged.
         groups: [N] integers, equal for the videos of one prompt.
 

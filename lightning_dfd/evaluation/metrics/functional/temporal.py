@@ -1,4 +1,4 @@
-"""How videos change over time, a value a video.
+"""How videos change over time, one value per video.
 
 Axis legend: B videos [B, 3, F, H, W] in [-1, 1]; F frames, D features. All need F >= 2.
 """
