@@ -25,7 +25,7 @@ from lightning_dfd.cli.help import command_help, known_keys
 from lightning_dfd.cli.recipes import bare_flags, expand_inherited, expand_paths, split_recipes, to_go_on
 from lightning_dfd.cli.trainer import DistillationTrainer
 from lightning_dfd.data import VideoDataModule
-from lightning_dfd.distributed.ranks import Ranks
+from lightning_dfd.distributed.ranks import is_first_process
 from lightning_dfd.networks.roles import TRAINED
 from lightning_dfd.runs.signals import Stopped
 from lightning_dfd.training.module import ADAMW, DistillationModule
@@ -151,7 +151,7 @@ def carry_out(words: Sequence[str]) -> None:
         print("\nlightning: stopped by Ctrl-C", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Stopped as stop:
-        if stop.saved and Ranks.current().is_first:
+        if stop.saved and is_first_process():
             print(f"go on with: {program_name()} {shlex.join(to_go_on(words))}", file=sys.stderr)
         raise
     except BrokenPipeError:  # the reader of our output, a pager say, has had enough

@@ -59,11 +59,10 @@ class Ranks:
 
     @staticmethod
     def current() -> Ranks:
-        """Of the running processes, where no trainer is at hand."""
-        if distributed.is_available() and distributed.is_initialized():
-            return Ranks(distributed.get_rank(), distributed.get_world_size())
-        rank = int(getattr(rank_zero_only, "rank", 0))  # Lightning's, before and after there is a process group
-        return Ranks(rank, rank + 1)
+        """Of the running processes, where no trainer is at hand; of one alone without a process group."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return Ranks()
+        return Ranks(distributed.get_rank(), distributed.get_world_size())
 
     @property
     def data_rank(self) -> int:
@@ -110,3 +109,8 @@ class Ranks:
         found = torch.tensor(number, device=device)
         distributed.all_reduce(found, distributed.ReduceOp.MAX)
         return int(found)
+
+
+def is_first_process() -> bool:
+    """Whether this process writes for all, before and after there is a process group too."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0  # which Lightning sets as soon as it is known

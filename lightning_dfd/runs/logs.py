@@ -10,13 +10,13 @@ from typing import Any
 from lightning.fabric.loggers.logger import Logger
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from lightning_dfd.distributed.ranks import Ranks
+from lightning_dfd.distributed.ranks import is_first_process
 from lightning_dfd.runs.loggers import read_rows, write_rows
 
 
 def log_places(loggers: Sequence[Logger]) -> dict[str, int]:
     """The folders of a run's TensorBoard and CSV logs, with the rows of the latter."""
-    if not Ranks.current().is_first:  # which alone writes, and alone knows the folders
+    if not is_first_process():  # which alone writes, and alone knows the folders
         return {}
     return {
         str(Path(logger.log_dir).resolve()): _rows_of(logger) if isinstance(logger, CSVLogger) else 0
@@ -27,7 +27,7 @@ def log_places(loggers: Sequence[Logger]) -> dict[str, int]:
 
 def log_runs(loggers: Sequence[Logger]) -> dict[str, str]:
     """The ids of a run at its tracking servers, by logger and project."""
-    if not Ranks.current().is_first:
+    if not is_first_process():
         return {}
     found = {_server(logger): _run_id(logger) for logger in loggers if isinstance(logger, (WandbLogger, MLFlowLogger))}
     return {server: run for server, run in found.items() if run is not None}
@@ -50,7 +50,7 @@ def continue_logs(loggers: Sequence[Logger], places: Mapping[str, int], runs: Ma
             same_version = logger._version is None or Path(logger.log_dir).resolve() == Path(place)
             if Path(logger.root_dir).resolve() == Path(place).parent and same_version:
                 logger._version = Path(place).name
-                if isinstance(logger, CSVLogger) and Ranks.current().is_first:
+                if isinstance(logger, CSVLogger) and is_first_process():
                     _continue_csv(logger, rows)
 
 
