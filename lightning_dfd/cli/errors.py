@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 
 from lightning_dfd.cli.help import OWN_COMMANDS, did_you_mean
+from lightning_dfd.training.settings import RENAMED
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS)
@@ -36,7 +37,7 @@ NOISE = (
 
 
 OLD = {  # what earlier versions took, and what to say of it
-    "renoise": "it is called sde now",
+    **{old: f"it is called {now} now" for old, now in RENAMED.items()},
     "data_forcing.until": "it is gone; train without data forcing in a second run, by model.init_from",
 }
 

@@ -102,9 +102,10 @@ class NoiseSchedule:
 
     def _beside(self, value: Tensor, like: Tensor) -> Tensor:
         """[B] as [B, 1, ...], [B, f] with f on the frame axis of `like`."""
-        shape = [-1] + [1] * (like.ndim - 1)
-        if value.ndim == 2:
-            shape[self.frame_axis] = value.shape[1]
+        if value.ndim < 2:
+            return append_dims(value, like)
+        shape = [len(value)] + [1] * (like.ndim - 1)
+        shape[self.frame_axis] = value.shape[1]
         return value.reshape(shape)
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Time) -> Tensor:
@@ -158,6 +159,11 @@ class NoiseSchedule:
         if bool((of_x0 == 0).any()):
             raise ValueError(f"times {t.tolist()} and {t_next.tolist()} are one noise level; take times further apart")
         return (x_next - self._beside(kept, x_t).to(x_t) * x_t) / self._beside(of_x0, x_t).to(x_t)
+
+
+def append_dims(value: Tensor, like: Tensor) -> Tensor:
+    """[B] as [B, 1, ...], with as many axes as `like` has."""
+    return value.reshape(-1, *[1] * (like.ndim - 1))
 
 
 T = TypeVar("T", Tensor, float)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_dfd.diffusion.noise import append_dims
+
 
 def forced_samples(forced: bool, t: Tensor, time_range: Sequence[float] | None = None) -> Tensor:
     """Which samples of a step are data-forced: bool [B], none if the step is not, else those with low <= t <= high.
@@ -23,7 +25,7 @@ def forced_samples(forced: bool, t: Tensor, time_range: Sequence[float] | None =
 def teacher_data(gen: Tensor, real: Tensor, forced: Tensor) -> Tensor:
     """The latents from which the teacher scores: the student's own, or where `forced` ([B], bool) the real ones of
     the same condition (eq. 6). Both are noised with the same t and eps; the fake score always sees `gen`."""
-    return torch.where(forced.view(-1, *[1] * (gen.ndim - 1)), real, gen).detach()
+    return torch.where(append_dims(forced, gen), real, gen).detach()
 
 
 def teacher_guidance(forced: Tensor, normal: float, where_forced: float | None) -> float | Tensor:

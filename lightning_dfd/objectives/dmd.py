@@ -11,7 +11,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_dfd.diffusion.noise import NoiseSchedule
+from lightning_dfd.diffusion.noise import NoiseSchedule, append_dims
 
 ScoreSpace = Literal["x0", "eps", "output"]
 
@@ -23,7 +23,7 @@ def guide(uncond: Tensor, cond: Tensor, scale: float | Tensor) -> Tensor:
     scale = w + 1.
     """
     if isinstance(scale, Tensor):
-        scale = scale.view(-1, *[1] * (cond.ndim - 1))
+        scale = append_dims(scale, cond)
     return uncond + scale * (cond - uncond)
 
 
@@ -45,7 +45,7 @@ def dmd_gradient(gen: Tensor, fake_x0: Tensor, teacher_x0: Tensor) -> Tensor:
     """
     gen, fake_x0, teacher_x0 = gen.detach().float(), fake_x0.float(), teacher_x0.float()
     scale = (gen - teacher_x0).abs().flatten(1).mean(1) + 1e-6
-    return (fake_x0 - teacher_x0) / scale.view(-1, *[1] * (gen.ndim - 1))
+    return (fake_x0 - teacher_x0) / append_dims(scale, gen)
 
 
 def surrogate_loss(gen: Tensor, gradient: Tensor) -> Tensor:
