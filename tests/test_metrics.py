@@ -539,7 +539,7 @@ def test_diversity_refusals() -> None:
     with pytest.raises(ValueError, match="need as many"):
         metric.update(make_videos(2), "ab", [0, 1])
     metric.update(make_videos(2), ["a", "a"], [0, 1])
-    with pytest.raises(ValueError, match=r"24 features of 4 frame\(s\) a video, after 18 of 3"):
+    with pytest.raises(ValueError, match=r"24 features of 4 frame\(s\) per video, after 18 of 3"):
         metric.update(make_videos(2, frames=4), ["a", "a"], [2, 3])
     with pytest.raises(ValueError, match="got variant 'clip'; need 'video' or 'frame'"):
         PromptDiversity(frame_means, "clip")  # type: ignore[arg-type]

@@ -237,7 +237,7 @@ def test_command_reads_configs_only(configs_only: Path, capsys: pytest.CaptureFi
     text, told = capsys.readouterr()
     assert "planning: one update of the student" in told
     assert "planning" not in text
-    for said in ("largest term:", "TFLOP", "a clip", "fits into 80 GiB", "not counted: the text", "bf16-mixed"):
+    for said in ("largest term:", "TFLOP", "per clip", "fits into 80 GiB", "not counted: the text", "bf16-mixed"):
         assert said in text, text
     plan("--model.teacher", str(configs_only), "--json", "true")
     answer = json.loads(capsys.readouterr().out)
