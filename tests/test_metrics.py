@@ -543,7 +543,7 @@ def test_diversity_refusals() -> None:
         metric.update(make_videos(2, frames=4), ["a", "a"], [2, 3])
     with pytest.raises(ValueError, match="got variant 'clip'; need 'video' or 'frame'"):
         PromptDiversity(frame_means, "clip")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="'video_means' gives one vector a video"):
+    with pytest.raises(ValueError, match="'video_means' gives one vector per video"):
         PromptDiversity(video_means, "frame").update(make_videos(2), ["a", "a"], [0, 1])
 
 
