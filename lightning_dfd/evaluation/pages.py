@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 1320px }
 body { margin: 2em auto; padding: 0 1em; color: #222 }
@@ -69,10 +70,41 @@ def curves(
         if lines:
             axis.legend(fontsize=7)
     figure.tight_layout()
+    return _inline(figure, "curves")
+
+
+def _inline(figure: Figure, alt: str) -> str:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=90)
     plt.close(figure)
-    return f'<img alt="curves" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+
+
+def bars(
+    panels: Mapping[str, Mapping[str, tuple[float, float]]],
+    levels: Mapping[str, tuple[str, float]],
+    colours: Sequence[str],
+) -> str:
+    """A picture with a panel for each title, in it a bar for each label with its value and standard error, and below
+    the title a dashed level with its own label."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 2.6), squeeze=False)
+    for axis, (title, found) in zip(axes.flat, panels.items(), strict=True):
+        places = range(len(found))[::-1]  # the first on top
+        values, errors = zip(*found.values(), strict=True)
+        axis.barh(places, values, xerr=errors, color=colours, capsize=4, height=0.7)
+        for place, value, error in zip(places, values, errors, strict=True):
+            axis.annotate(
+                f"{value:.3g}", (value + error, place), xytext=(4, 0), textcoords="offset points", va="center"
+            )
+        said, level = levels[title]
+        axis.axvline(level, linestyle="--", color="black")
+        axis.annotate(said, (level, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8)
+        axis.set_yticks(places, list(found))
+        axis.set_xlim(0, 1.2 * max(level, *(value + error for value, error in zip(values, errors, strict=True))))
+        axis.set_title(title, pad=18, fontsize=10, fontweight="bold")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return _inline(figure, "bars")
 
 
 def logged_curves(root: Path) -> dict[str, Curve]:

@@ -10,7 +10,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from lightning_dfd.data.writing import write_video
@@ -20,8 +19,8 @@ from lightning_dfd.toy import world
 RECORD = "world.json"
 
 
-def write_world(folder: str | Path, clips: int, seed: int, progress: bool = True) -> None:
-    """Write the clips that `world.draw_clips(clips, seed)` draws as mp4 files with a metadata.jsonl.
+def write_world(folder: str | Path, clips: int, seed: int, right: bool = False, progress: bool = True) -> None:
+    """Write the clips that `world.draw_clips(clips, seed, right)` draws as mp4 files with a metadata.jsonl.
 
     Every line of metadata.jsonl has `file_name`, `text` and the scene's factors. A folder that holds exactly
     these clips is left as it is; an interrupted run starts again.
@@ -32,16 +31,15 @@ def write_world(folder: str | Path, clips: int, seed: int, progress: bool = True
     folder = Path(folder)
     if clips < 1:
         raise ValueError(f"need at least one clip, got {clips}")
-    wanted = {"clips": clips, "seed": seed}
+    wanted = {"clips": clips, "seed": seed, "right": right}
     if (folder / RECORD).is_file():
         found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if found != wanted:
             raise ValueError(f"{folder} holds the world {found}, not {wanted}; name another folder or delete this one")
         return
-    rng = np.random.default_rng(seed)
     lines = []
-    for number in tqdm(range(clips), desc="toy videos", disable=not progress):
-        scene = world.draw_scene(rng)  # one at a time, so that memory does not grow with the clips
+    scenes = world.draw_scenes(clips, seed, right)  # one at a time, so that memory does not grow with the clips
+    for number, scene in enumerate(tqdm(scenes, desc="toy videos", total=clips, disable=not progress)):
         name = f"{number:05d}.mp4"
         write_video(folder / name, world.render(scene), world.FPS)
         lines.append(json.dumps({"file_name": name, "text": scene.caption, **asdict(scene)}))
@@ -56,8 +54,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--right", action="store_true", help="only clips whose captions are right, as if curated")
     args = parser.parse_args()
-    write_world(args.output, args.clips, args.seed)
+    write_world(args.output, args.clips, args.seed, args.right)
 
 
 if __name__ == "__main__":
