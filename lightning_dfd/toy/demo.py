@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lightning_dfd.data import list_clips, read_video, write_video
 from lightning_dfd.evaluation import pages
-from lightning_dfd.evaluation.pictures import contact_sheet, enlarge, video_grid
+from lightning_dfd.evaluation.pictures import contact_sheet, encode_gif, enlarge, video_grid
 from lightning_dfd.toy import world
 from lightning_dfd.toy.dataset import write_world
 from lightning_dfd.toy.measure import WorldReport, read_clip, report_of, standard_errors
@@ -226,6 +226,22 @@ def grids(folder: Path, shown: Sequence[Shown]) -> str:
     return f'<div class="grids">{"".join(figures)}</div>'
 
 
+def banner(shown: Sequence[Shown]) -> bytes:
+    """The first screen's videos in one animated GIF, for a README."""
+    plates, gap = [], 12
+    for one in shown:
+        grid = grid_of(one)[:, ::2, ::2]  # 96 pixels to 48
+        count, _, width, _ = grid.shape
+        plate = Image.new("RGB", (width, 20), "white")
+        calls = one.facts["network_calls_per_video"]
+        ImageDraw.Draw(plate).text(
+            (2, 4), f"{TITLES[one.name]}: {calls} network calls", "black", ImageFont.load_default(13)
+        )
+        title = torch.from_numpy(np.array(plate)).expand(count, -1, -1, -1)
+        plates.append(torch.nn.functional.pad(torch.cat([title, grid], dim=1), (0, 0, 0, gap), value=255))
+    return encode_gif(torch.cat(plates, dim=2), world.FPS)
+
+
 STYLE = """<style>
 .grids { display: grid; grid-template-columns: repeat(3, 1fr); gap: 1em } .grids video { width: 100% }
 </style>"""
@@ -233,6 +249,7 @@ STYLE = """<style>
 
 def page(folder: Path, shown: Sequence[Shown], seconds: Mapping[str, float], total: float) -> None:
     """index.html in `folder`: one file with the videos inside."""
+    (folder / "demo.gif").write_bytes(banner(shown))
     card = (folder / "export_pipeline" / "README.md").read_text(encoding="utf-8")
     snippet = html.escape(card.split("```python\n")[1].split("```")[0])
     where = html.escape(str(folder))

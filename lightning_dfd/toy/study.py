@@ -1,4 +1,4 @@
-"""What data forcing does, measured in a world whose diversity is known: the study of docs/study.md.
+"""What DMD2 loses and what data forcing gives back, measured in a video world whose truth is known: docs/study.md.
 
     python -m lightning_dfd.toy.study --output outputs/study [--quick]
 
@@ -16,17 +16,15 @@ import logging
 import multiprocessing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 import transformers
 from lightning.pytorch.callbacks import Callback
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -34,13 +32,15 @@ from tqdm import tqdm
 from lightning_dfd.cli.trainer import DistillationTrainer
 from lightning_dfd.data import VideoDataModule, list_clips, write_cache
 from lightning_dfd.evaluation.generation import generate_videos, requests_for
-from lightning_dfd.evaluation.metrics import FrechetVideoDistance, VideoSuite
+from lightning_dfd.evaluation.metrics import VideoSuite
 from lightning_dfd.evaluation.pictures import to_frames
 from lightning_dfd.files import replacing
 from lightning_dfd.toy import world
 from lightning_dfd.toy.dataset import write_world
 from lightning_dfd.toy.features import WorldReadings
-from lightning_dfd.toy.measure import FREE_FACTORS, NOTHING, read_clip
+from lightning_dfd.toy.judge_teacher import TEACHER
+from lightning_dfd.toy.measure import read_clip, report_of
+from lightning_dfd.toy.study_arms import Arm, all_arms
 from lightning_dfd.toy.study_report import write_report
 from lightning_dfd.toy.train_teacher import to_model
 from lightning_dfd.training.module import DistillationModule
@@ -54,84 +54,38 @@ from lightning_dfd.training.settings import (
 )
 from lightning_dfd.types import Role, VideoSize
 
-TEACHER = Path(__file__).parent / "teacher"
 SIZE = VideoSize(world.FRAMES, world.SIZE, world.SIZE)
-GUIDANCE = 2.0
 STEPS = {4: [0.999, 0.749, 0.499, 0.249], 2: [0.999, 0.499]}
 READINGS = WorldReadings()
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the study is."""
+    """How large the study is.
 
-    seeds: int
-    distil: int  # iterations of DMD2 from the teacher
-    go_on: int  # iterations of what follows
-    looks: tuple[int, ...]  # also measured after so many of these
-    clips: int  # training clips
-    real: int  # clips of the world to compare with
-    videos: int  # sampled for a caption
-
-
-FULL = Scale(seeds=3, distil=500, go_on=300, looks=(100,), clips=480, real=600, videos=16)
-QUICK = Scale(seeds=1, distil=40, go_on=10, looks=(5,), clips=96, real=120, videos=4)
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to make a student; with a `role` nothing is trained and that one is measured.
-
-    `start` names the arm whose student and fake score it goes on from; None is the teacher.
+    `distil` are the iterations of DMD2 from the teacher, `go_on` those of what follows, `long` those of arms that show
+    how long a recipe stays good. Arms are also measured after so many iterations: `curve` from the teacher, `looks` of
+    what follows. `clips` are trained on, `real` ones compared with, `videos` sampled for a caption.
     """
 
-    name: str
-    group: str
-    start: str | None = None
-    input: str = "data"
-    steps: int = 4
-    guidance: float = GUIDANCE
-    forcing: Mapping[str, Any] = field(default_factory=dict)
-    gan: Mapping[str, Any] = field(default_factory=dict)
-    diversity: Mapping[str, Any] = field(default_factory=dict)
-    role: Role | None = None
+    seeds: int
+    distil: int
+    go_on: int
+    long: int
+    curve: tuple[int, ...]
+    looks: tuple[int, ...]
+    clips: int
+    real: int
+    videos: int
 
 
-def all_arms() -> list[Arm]:
-    """Every arm of the study, those that others start from first."""
-    arms = [
-        Arm(f"teacher s={scale:g}", "teacher", guidance=scale, role="teacher") for scale in (1.0, 1.5, 2.0, 3.0, 4.0)
-    ]
-    arms.append(Arm("the teacher in 4 unguided steps", "distilled", role="student"))  # an adapter that is still zero
-    for kind in ("data", "rollout"):
-        arms.append(Arm(f"dmd2 {kind}", "distilled", input=kind))
-    arms += [
-        Arm("dmd2 data 2 steps", "distilled", steps=2),
-        Arm("dmd2+gan rollout", "distilled", input="rollout", gan={"weight": 0.03}),
-        Arm("dp-dmd rollout", "distilled", input="rollout", diversity={"weight": 0.05}),
-        Arm("forcing from the teacher", "distilled", forcing={"probability": 0.5}),
-    ]
-    high, unguided, nearest = {"time_range": [0.75, 1.0]}, {"guidance": 1.0}, {"nearest_of": 16}
-    half, control = {"probability": 0.5}, {"probability": 0.5, "shown": "gen"}
-    levers: dict[str, Mapping[str, Any]] = {
-        "continued": {},
-        "p=.25": {"probability": 0.25},
-        "p=.5": half,
-        "p=1": {"probability": 1.0},
-        "p=.5 high t": half | high,
-        "p=.5 nearest": half | nearest,
-        "p=.5 unguided": half | unguided,
-        "no data unguided": control | unguided,
-        "p=.5 unguided high t": half | unguided | high,
-        "no data unguided high t": control | unguided | high,
-        "p=.5 unguided nearest": half | unguided | nearest,
-        "p=.5 unguided high t nearest": half | unguided | high | nearest,
-    }
-    for kind in ("data", "rollout"):
-        arms += [Arm(f"{name} ({kind})", kind, f"dmd2 {kind}", kind, forcing=keys) for name, keys in levers.items()]
-    few = ("continued", "p=.5", "p=.5 unguided", "no data unguided")
-    arms += [Arm(f"{name} (2 steps)", "2 steps", "dmd2 data 2 steps", steps=2, forcing=levers[name]) for name in few]
-    return arms
+FULL = Scale(
+    seeds=5, distil=2000, go_on=600, long=1800, curve=(250, 500, 1000), looks=(200, 600, 1200), clips=480, real=600,
+    videos=24,
+)  # fmt: skip
+QUICK = Scale(
+    seeds=1, distil=20, go_on=6, long=8, curve=(10,), looks=(3,), clips=96, real=120, videos=4,
+)  # fmt: skip
 
 
 # ---- one arm --------------------------------------------------------------------------------------------------
@@ -139,17 +93,18 @@ def all_arms() -> list[Arm]:
 
 def build_module(arm: Arm, seed: int, init_from: Path | None) -> DistillationModule:
     """The arm as a module, with what toy_dmd2.yaml sets for all."""
-    optimizer = partial(torch.optim.AdamW, lr=3e-4, betas=(0.0, 0.999), weight_decay=0.01)
+    adamw = partial(torch.optim.AdamW, betas=(0.0, 0.999), weight_decay=0.01)
     return DistillationModule(
         str(TEACHER),
-        student=StudentSettings(rank=32, input=arm.input, ema_decay=0.9),  # type: ignore[arg-type]
+        student=StudentSettings(mode=arm.mode, rank=32, input=arm.input, ema_decay=0.9),
         sampling=SamplingSettings(steps=STEPS[arm.steps]),
-        dmd=DMDSettings(guidance=arm.guidance),
+        dmd=DMDSettings(guidance=arm.guidance, student_update_freq=arm.student_update_freq),
         data_forcing=DataForcingSettings(**arm.forcing),
         gan=GANSettings(**arm.gan),
         diversity=DiversitySettings(**arm.diversity),
-        student_optimizer=optimizer,
-        fake_optimizer=optimizer,
+        terms=[term() for term in arm.terms],
+        student_optimizer=partial(adamw, lr=arm.rate),
+        fake_optimizer=partial(adamw, lr=arm.fake_rate),
         init_from=None if init_from is None else str(init_from),
         seed=seed,
     )
@@ -174,22 +129,22 @@ def run_arm(arm: Arm, seed: int, folder: Path, scale: Scale) -> None:
     be_quiet()
     own_seed = seed if arm.start is None else seed + 1000  # going on must not meet the start's clips and noise again
     data = VideoDataModule(
-        cache=str(folder / "cache"), frames=SIZE.frames, height=SIZE.height, width=SIZE.width, fps=world.FPS,
-        batch_size=8, seed=own_seed,
+        cache=str(cache_of(folder, arm, scale)), frames=SIZE.frames, height=SIZE.height, width=SIZE.width,
+        fps=world.FPS, batch_size=8, seed=own_seed,
     )  # fmt: skip
     start = None if arm.start is None else checkpoint_of(folder, arm.start, seed)
     module = build_module(arm, own_seed, start)
     found: dict[int, dict[str, float]] = {}
 
-    def look(iterations: int, last: bool = False) -> None:
-        found[iterations] = measure(module, arm.role or module.best_student, seed, folder, scale, pretrained=last)
+    def look(iterations: int) -> None:
+        found[iterations] = measure(module, arm.role or module.best_student, seed, folder, scale)
 
     iterations = 0
     if arm.role is not None:
         module.configure_model()
     else:
-        iterations = scale.distil if arm.start is None else scale.go_on
-        looks = () if arm.start is None else scale.looks
+        iterations = scale.distil if arm.start is None else scale.long if arm.long else scale.go_on
+        looks = [at for at in (scale.curve if arm.start is None else scale.looks) if at < iterations]
         trainer = DistillationTrainer(
             max_steps=iterations, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, callbacks=[Look(looks, look)],
@@ -198,7 +153,7 @@ def run_arm(arm: Arm, seed: int, folder: Path, scale: Scale) -> None:
         trainer.fit(module, datamodule=data)
         if arm.start is None:
             trainer.save_checkpoint(checkpoint_of(folder, arm.name, seed))
-    look(iterations, last=True)
+    look(iterations)
     write_result(folder, arm.name, arm.group, seed, iterations, found)
 
 
@@ -208,6 +163,11 @@ def be_quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+
+
+def cache_of(folder: Path, arm: Arm, scale: Scale) -> Path:
+    kind = "curated" if arm.curated else "noisy"
+    return folder / "clips" / f"{kind} {arm.clips or scale.clips} cache"
 
 
 def checkpoint_of(folder: Path, name: str, seed: int) -> Path:
@@ -230,9 +190,7 @@ def write_result(
 # ---- measures -------------------------------------------------------------------------------------------------
 
 
-def measure(
-    module: DistillationModule, role: Role, seed: int, folder: Path, scale: Scale, pretrained: bool
-) -> dict[str, float]:
+def measure(module: DistillationModule, role: Role, seed: int, folder: Path, scale: Scale) -> dict[str, float]:
     """Every measure of the study on `scale.videos` videos of each caption."""
     first = 10_000 * (seed + 1)  # no two seeds of the study share a noise
     requests = requests_for(world.CAPTIONS, range(first, first + scale.videos))
@@ -241,110 +199,75 @@ def measure(
         with torch.no_grad():
             videos.append(generate_videos(module, role, requests[begin : begin + 48], SIZE))
     prompts, seeds = [request.prompt for request in requests], [request.seed for request in requests]
-    return measure_videos(torch.cat(videos), prompts, seeds, folder, pretrained)
+    return measure_videos(torch.cat(videos), prompts, seeds, folder)
 
 
-def measure_videos(
-    videos: Tensor, prompts: Sequence[str], seeds: Sequence[int], folder: Path, pretrained: bool
-) -> dict[str, float]:
+def measure_videos(videos: Tensor, prompts: Sequence[str], seeds: Sequence[int], folder: Path) -> dict[str, float]:
     """Metrics of videos [B, C, F, H, W] in [-1, 1], and what the world's own measuring code reads from them.
 
-    With `pretrained` also `transnetv2_fd`, of every other video, as it takes longer than all else.
+    `colour` is their mean strength over that of clips whose captions are right. `shares_gap` is the total variation
+    between the shares of a factor's values, from typical to rare, and the world's: the mean over factors.
     """
     suite = VideoSuite(READINGS, READINGS, min_videos=2)
     suite.load_real_state(load_file(folder / "real.safetensors"))
     for begin in range(0, len(videos), 48):
         part = slice(begin, begin + 48)
         suite.update(videos[part], prompts[part], seeds[part])
-    values = suite.compute() | world_measures(to_frames(videos).numpy(), prompts)
-    if pretrained:
-        distance = FrechetVideoDistance("transnetv2", min_samples=2)
-        distance.load_real_state(load_file(folder / "real_transnetv2.safetensors"))
-        for part in videos[::2].split(48):
-            distance.update(part, real=False)
-        values["transnetv2_fd"] = float(distance.compute())
-    return values
-
-
-def world_measures(clips: NDArray[np.uint8], captions: Sequence[str]) -> dict[str, float]:
-    """What is read from the pixels of clips, uint8 [N, F, H, W, C], against the world's truth.
-
-    `obedience`: share with the caption's shape and colour. `<factor>_gap`: total variation between the shares of a
-    free factor's values, unreadable clips among them, and the world's. `modes_gap`: the same for the 24 joint values
-    of direction, background and speed. `readable`: share of clips in which all three can be read.
-    """
-    readings = [read_clip(clip) for clip in clips]
-    values: dict[str, float] = {
-        "obedience": float(
-            np.mean([world.caption(r.colour, r.shape) == c for r, c in zip(readings, captions, strict=True)])
-        )
+    report = report_of([read_clip(clip) for clip in to_frames(videos).numpy()], prompts)
+    gaps = [
+        0.5 * sum(abs(found - true) for found, true in zip(report.shares[factor], (*shares, 0.0), strict=True))
+        for factor, shares in world.SHARES.items()
+    ]
+    return suite.compute() | {
+        "kinds": report.kinds,
+        "colour": report.strength / world.mean_strength(right=True),
+        "obedience": report.obedience,
+        "readable": report.readable,
+        "shares_gap": sum(gaps) / len(gaps),
     }
-    for factor, shares in FREE_FACTORS.items():
-        values[f"{factor}_gap"] = total_variation([getattr(reading, factor) for reading in readings], shares)
-        for value in (*shares, NOTHING):
-            values[f"{factor} {value}"] = float(np.mean([getattr(reading, factor) == value for reading in readings]))
-    joint = {
-        f"{d} {b} {s}": p * q * r
-        for d, p in world.DIRECTION_SHARES.items()
-        for b, q in world.BACKGROUND_SHARES.items()
-        for s, r in world.SPEED_SHARES.items()
-    }
-    modes = [" ".join(str(getattr(reading, factor)) for factor in FREE_FACTORS) for reading in readings]
-    values["modes_gap"] = total_variation(modes, joint)
-    values["readable"] = float(np.mean([NOTHING not in mode.split() for mode in modes]))
-    return values
-
-
-def total_variation(seen: Sequence[str], shares: Mapping[str, float]) -> float:
-    """Half the sum of absolute differences between the shares of values seen and true shares, in [0, 1]."""
-    names = {*seen, *shares}
-    return 0.5 * sum(abs(seen.count(name) / len(seen) - shares.get(name, 0.0)) for name in names)
 
 
 # ---- the whole ------------------------------------------------------------------------------------------------
 
 
-def prepare(folder: Path, scale: Scale) -> None:
-    """The training clips as a cache, the moments of real clips, and the world measured as if it were an arm."""
-    (folder / "results").mkdir(parents=True, exist_ok=True)
-    (folder / "checkpoints").mkdir(exist_ok=True)
-    write_world(folder / "data", scale.clips, seed=0)
+def prepare(folder: Path, scale: Scale, arms: Sequence[Arm]) -> None:
+    """The training clips as caches, the moments of real clips, and the world measured as if it were an arm."""
+    for name in ("results", "checkpoints", "clips"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     module = build_module(Arm("", ""), 0, None)
-    write_cache(
-        module.backbone, list_clips(folder / "data").clips, folder / "cache", SIZE, world.FPS, negative_prompts=[""],
-        batch_size=16,
-    )  # fmt: skip
+    for cache, arm in {cache_of(folder, arm, scale): arm for arm in arms}.items():
+        clips = cache.with_name(cache.name.removesuffix(" cache"))
+        write_world(clips, arm.clips or scale.clips, seed=0, right=arm.curated)
+        write_cache(
+            module.backbone, list_clips(clips).clips, cache, SIZE, world.FPS, negative_prompts=[""], batch_size=16
+        )
     if not (folder / "real.safetensors").is_file():
-        suite, distance = VideoSuite(READINGS, READINGS, min_videos=2), FrechetVideoDistance("transnetv2")
-        clips = world.draw_clips(scale.real, seed=500)[1]
-        for videos in to_model(clips).split(48):
+        suite = VideoSuite(READINGS, READINGS, min_videos=2)
+        for videos in to_model(world.draw_clips(scale.real, seed=500, right=True)[1]).split(48):
             suite.update_real(videos)
-            distance.update(videos, real=True)
-        save_file(distance.real_state(), folder / "real_transnetv2.safetensors")
         save_file(suite.real_state(), folder / "real.safetensors")
     for seed in range(scale.seeds):
-        for name, through_vae in (("the world", False), ("the world through the VAE", True)):
-            if result_of(folder, name, seed).is_file():
-                continue
-            videos, captions = captioned_videos(scale.videos, seed=600 + seed)
-            if through_vae:
-                decode, encode = module.backbone.decode_latents, module.backbone.encode_videos
-                videos = torch.cat([decode(encode(part)) for part in videos.split(48)])
-            found = measure_videos(videos, captions, range(len(captions)), folder, pretrained=True)
-            write_result(folder, name, "world", seed, 0, {0: found})
+        for right, name in ((False, "the world"), (True, "its clips with right captions")):
+            if not result_of(folder, name, seed).is_file():
+                videos, captions = captioned_videos(scale.videos, seed=600 + seed, right=right)
+                found = measure_videos(videos, captions, range(len(captions)), folder)
+                write_result(folder, name, "world", seed, 0, {0: found})
 
 
-def captioned_videos(each: int, seed: int) -> tuple[Tensor, list[str]]:
+def captioned_videos(each: int, seed: int, right: bool) -> tuple[Tensor, list[str]]:
     """`each` of the world's own videos [N, C, F, H, W] for every caption, as students are measured."""
-    scenes, clips = world.draw_clips(4 * each * len(world.CAPTIONS), seed)
-    picked = [[i for i, scene in enumerate(scenes) if scene.caption == text][:each] for text in world.CAPTIONS]
-    rows = [row for rows in picked for row in rows]
-    return to_model(clips[rows]), [scenes[row].caption for row in rows]
+    found: dict[str, list[world.Scene]] = {text: [] for text in world.CAPTIONS}
+    for scene in world.draw_scenes(8 * each * len(world.CAPTIONS), seed, right):
+        found[scene.caption].append(scene)
+    scenes = [scene for of_caption in found.values() for scene in of_caption[:each]]
+    return to_model(torch.stack([torch.from_numpy(world.render(scene)) for scene in scenes]).numpy()), [
+        scene.caption for scene in scenes
+    ]
 
 
 def run_study(folder: Path, scale: Scale, arms: Sequence[Arm], workers: int) -> None:
     """Run what has no result yet; arms that others start from go first."""
-    prepare(folder, scale)
+    prepare(folder, scale, arms)
     bases = [arm for arm in arms if arm.start is None]
     with tqdm(total=len(arms) * scale.seeds, desc="study", unit="run") as bar:
         for stage in (bases, [arm for arm in arms if arm.start is not None]):
@@ -364,11 +287,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/study"))
     parser.add_argument("--quick", action="store_true", help="one seed and few iterations: shows that all arms run")
     parser.add_argument("--report", action="store_true", help="only make tables and figures of the results there are")
+    parser.add_argument("--only", help="only arms whose names begin with this, and what they start from")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     args = parser.parse_args()
-    scale = QUICK if args.quick else FULL
+    scale, arms = (QUICK if args.quick else FULL), all_arms()
+    if args.only:
+        picked = [arm for arm in arms if arm.name.startswith(args.only)]
+        arms = [arm for arm in arms if arm in picked or arm.name in {other.start for other in picked}]
     if not args.report:
-        run_study(args.output, scale, all_arms(), args.workers)
+        run_study(args.output, scale, arms, args.workers)
     write_report(args.output, [arm.name for arm in all_arms()])
     print(f"\nOpen {args.output / 'report.md'}")
 

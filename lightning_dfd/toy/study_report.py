@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,43 +15,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_dfd.toy import world
+from lightning_dfd.toy.judge_teacher import GUIDANCE
+from lightning_dfd.toy.study_arms import Arm, all_arms
 
 COLUMNS = {  # heading -> name of the measure
-    "distance": "world_readings_fd",
-    "TransNetV2-FD": "transnetv2_fd",
-    "diversity": "diversity",
-    "modes gap": "modes_gap",
-    "direction gap": "direction_gap",
+    "kinds": "kinds",
+    "colour": "colour",
     "obedience": "obedience",
     "readable": "readable",
+    "shares gap": "shares_gap",
+    "distance": "world_readings_fd",
+    "diversity": "diversity",
     "saturation": "saturation",
-    "flickering": "flickering",
     "motion": "motion",
 }
 GROUPS = {
     "world": "The world itself",
-    "teacher": "The teacher, 50 steps",
+    "teacher": "The teacher",
     "distilled": "From the teacher",
-    "data": "Going on from `dmd2 data`, inputs `data`",
-    "rollout": "Going on from `dmd2 rollout`, inputs `rollout`",
-    "2 steps": "Going on from `dmd2 data 2 steps`",
+    "going on": "Going on from DMD2",
+    "2 steps": "Going on from DMD2 with 2 steps",
+    "full": "Going on from DMD2 of all weights",
 }
-CONTROLS = {  # arms without the group's own control: what each is to be better than
-    "the teacher in 4 unguided steps": "teacher s=2",
-    "dmd2 data": "teacher s=2",
-    "dmd2 rollout": "teacher s=2",
-    "dmd2 data 2 steps": "teacher s=2",
-    "dmd2+gan rollout": "dmd2 rollout",
-    "dp-dmd rollout": "dmd2 rollout",
-    "forcing from the teacher": "dmd2 data",
-}
-NO_DATA = {  # arms with an unguided branch, and the same without data
-    "p=.5 unguided": "no data unguided",
-    "p=.5 unguided nearest": "no data unguided",
-    "p=.5 unguided high t": "no data unguided high t",
-    "p=.5 unguided high t nearest": "no data unguided high t",
-}
-BASES = {"data": "dmd2 data", "rollout": "dmd2 rollout", "2 steps": "dmd2 data 2 steps"}
+ERRORS = 3.0  # a difference counts if it is larger than so many of its standard errors
 
 
 @dataclass(frozen=True)
@@ -67,10 +54,6 @@ class Results:
         """One value a seed, at the end or after so many iterations."""
         looks = self.measured[self.iterations if iterations is None else iterations]
         return np.array([found[measure] for found in looks])
-
-    def found(self, iterations: int | None = None) -> set[str]:
-        """The names of what was measured then."""
-        return set(self.measured[self.iterations if iterations is None else iterations][0])
 
 
 def read_results(folder: Path, order: Sequence[str]) -> dict[str, Results]:
@@ -90,10 +73,14 @@ def read_results(folder: Path, order: Sequence[str]) -> dict[str, Results]:
 
 
 def cell(values: NDArray[np.float64]) -> str:
-    """Mean and, of more than one seed, standard deviation over seeds."""
+    """Mean and, of more than one seed, the standard error of it."""
     digits = 1 if abs(values.mean()) >= 10 else 3
-    spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+    spread = f" ± {standard_error(values):.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{spread}"
+
+
+def standard_error(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def table(rows: Sequence[tuple[str, Sequence[str]]], headings: Sequence[str]) -> str:
@@ -102,45 +89,71 @@ def table(rows: Sequence[tuple[str, Sequence[str]]], headings: Sequence[str]) ->
 
 
 def group_table(arms: Sequence[Results]) -> str:
-    return table([(arm.name, [cell(arm.of(name)) for name in COLUMNS.values()]) for arm in arms], list(COLUMNS))
+    """Every arm after every number of iterations at which it was measured."""
+    rows = [
+        (f"{arm.name}, {look}" if look else arm.name, [cell(arm.of(name, look)) for name in COLUMNS.values()])
+        for arm in arms
+        for look in sorted(arm.measured)
+    ]
+    return table(rows, list(COLUMNS))
 
 
 def counts(differences: NDArray[np.float64]) -> bool:
-    """The protocol's rule: of at least three seeds all have one sign, and the mean is larger than the deviation."""
-    one_sign = bool((differences > 0).all() or (differences < 0).all())
-    return len(differences) >= 3 and one_sign and abs(differences.mean()) > differences.std(ddof=1)
+    """The protocol's rule: of at least three seeds, the mean is larger than three of its standard errors."""
+    return len(differences) >= 3 and abs(differences.mean()) > ERRORS * standard_error(differences)
 
 
-def difference_table(pairs: Sequence[tuple[Results, Results]], iterations: int | None = None) -> str:
-    """The first of each pair less the second, seed by seed, so that what the seeds share falls out; bold where it
-    `counts`. At the end, or after so many iterations, for which not all is measured."""
-    known = {
-        heading: name for heading, name in COLUMNS.items() if all(name in a.found(iterations) for a, _ in pairs[:1])
-    }
+def difference_table(pairs: Sequence[tuple[Results, Results]]) -> str:
+    """The first of each pair less the second, seed by seed, so that what the seeds share falls out, after every number
+    of iterations at which both were measured; bold where it `counts`. An arm that is measured once, as a teacher, is
+    compared with at the end."""
     rows = []
     for arm, reference in pairs:
-        if arm.name == reference.name or arm.seeds != reference.seeds:
-            continue
-        differences = [arm.of(name, iterations) - reference.of(name, iterations) for name in known.values()]
-        cells = [f"**{cell(values)}**" if counts(values) else cell(values) for values in differences]
-        rows.append((f"{arm.name}, less {reference.name}", cells))
-    return table(rows, list(known))
+        once = len(reference.measured) == 1
+        for look in sorted(arm.measured if once else arm.measured.keys() & reference.measured.keys()):
+            of_reference = None if once else look
+            cells = []
+            for name in COLUMNS.values():
+                differences = arm.of(name, look) - reference.of(name, of_reference)
+                cells.append(f"**{cell(differences)}**" if counts(differences) else cell(differences))
+            rows.append((f"{arm.name}, {look}, less {reference.name}", cells))
+    return table(rows, list(COLUMNS))
 
 
-def shares_table(arms: Sequence[Results]) -> str:
-    names = (*world.DIRECTION_SHARES, "none")
-    return table([(arm.name, [cell(arm.of(f"direction {name}")) for name in names]) for arm in arms], names)
+def given_back(arm: Results, look: int, base: Results, teacher: Results) -> tuple[float, float]:
+    """Which share of the kinds that `base` has lost against the teacher an arm gives back, and which share of its
+    excess of colour over the world's; 1 is all of it, and more is more than the teacher has."""
+    lost = teacher.of("kinds").mean() - base.of("kinds").mean()
+    excess = base.of("colour").mean() - 1
+    return (
+        float((arm.of("kinds", look).mean() - base.of("kinds").mean()) / lost),
+        float((base.of("colour").mean() - arm.of("colour", look).mean()) / excess),
+    )
+
+
+def given_back_table(arms: Sequence[Results], base: Results, teacher: Results) -> str:
+    rows = []
+    for arm in arms:
+        for look in sorted(arm.measured):
+            kinds, colour = given_back(arm, look, base, teacher)
+            rows.append(
+                (f"{arm.name}, {look}", [f"{kinds:.2f}", f"{colour:.2f}", f"{arm.of('obedience', look).mean():.3f}"])
+            )
+    return table(rows, ("of the lost kinds", "of the excess of colour", "obedience"))
 
 
 def scatter(arms: Sequence[Results], path: Path, title: str) -> None:
-    """Distance against gap of the modes, both better towards the lower left."""
-    figure, axis = plt.subplots(figsize=(9, 6))
+    """Kinds against colour; the world is marked."""
+    figure, axis = plt.subplots(figsize=(10, 6.5))
     for arm in arms:
-        x, y = arm.of("modes_gap"), arm.of("world_readings_fd")
-        axis.errorbar(x.mean(), y.mean(), xerr=x.std(), yerr=y.std(), fmt="o", capsize=2)
+        x, y = arm.of("colour"), arm.of("kinds")
+        errors = (0.0, 0.0) if len(x) < 2 else (standard_error(x), standard_error(y))
+        axis.errorbar(x.mean(), y.mean(), xerr=errors[0], yerr=errors[1], fmt="o", capsize=2)
         axis.annotate(arm.name, (x.mean(), y.mean()), textcoords="offset points", xytext=(5, 4), fontsize=8)
-    axis.set_xlabel("modes gap (total variation to the world)")
-    axis.set_ylabel("distance to real clips")
+    axis.axvline(1.0, linestyle="--", color="grey")
+    axis.axhline(world.effective_kinds(), linestyle="--", color="grey")
+    axis.set_xlabel("strength of colour, the world's is 1")
+    axis.set_ylabel("kinds of clip for a caption (dashed: the world)")
     axis.set_title(title)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -149,8 +162,8 @@ def scatter(arms: Sequence[Results], path: Path, title: str) -> None:
 
 def over_iterations(arms: Sequence[Results], base: Results, path: Path) -> None:
     """What going on does over time, from the base on."""
-    names = ("world_readings_fd", "diversity", "modes_gap", "saturation")
-    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 4.2))
+    names = ("kinds", "colour", "obedience", "world_readings_fd")
+    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 5.2))
     colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
     for arm, colour in zip(arms, itertools.cycle(colours), strict=False):
         looks = sorted(arm.measured)
@@ -159,8 +172,8 @@ def over_iterations(arms: Sequence[Results], base: Results, path: Path) -> None:
             axis.plot([0, *looks], means, marker="o", markersize=3, color=colour, label=arm.name)
             axis.set_title(name)
             axis.set_xlabel("iterations after DMD2")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=6, fontsize=8)
-    figure.tight_layout(rect=(0, 0.12, 1, 1))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=5, fontsize=8)
+    figure.tight_layout(rect=(0, 0.25, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -179,40 +192,50 @@ def commit_of(folder: Path) -> str:
         return "unknown"
 
 
+def group_parts(folder: Path, group: str, results: dict[str, Results], arms: dict[str, Arm]) -> list[str]:
+    """The tables and figures of one group of arms."""
+    found = [arm for arm in results.values() if arm.group == group]
+    if not found:
+        return []
+    parts = [f"### {GROUPS[group]}", group_table(found)]
+    teacher = results.get(f"teacher s={GUIDANCE:g}")
+    starts = {arms[arm.name].start for arm in found if arm.name in arms} - {None}
+    base = results.get(str(next(iter(starts)))) if starts else None
+    if group == "distilled" and teacher is not None:
+        parts += [
+            "Less the guided teacher, seed by seed; bold is what counts:",
+            difference_table([(arm, teacher) for arm in found]),
+        ]
+    if base is None:
+        return parts
+    slug = group.replace(" ", "_")
+    if teacher is not None:
+        parts += ["Given back of what DMD2 lost against the guided teacher:", given_back_table(found, base, teacher)]
+    controls = {"going on with DMD2": [arm for arm in found if arm.name.startswith("continued")][:1]}
+    for said, references in controls.items():
+        pairs = [(arm, reference) for reference in references for arm in found if arm is not reference]
+        parts += [f"Less {said}, seed by seed; bold is what counts:", difference_table(pairs)]
+    own = [
+        (arm, results[str(arms[arm.name].control)])
+        for arm in found
+        if arm.name in arms and arms[arm.name].control in results
+    ]
+    if own:
+        parts += ["Less the same without data, seed by seed:", difference_table(own)]
+    over_iterations(found, base, folder / f"iterations_{slug}.png")
+    scatter([base, *found, *([teacher] if teacher else [])], folder / f"kinds_{slug}.png", GROUPS[group])
+    return [*parts, f"![over iterations](iterations_{slug}.png)", f"![kinds and colour](kinds_{slug}.png)"]
+
+
 def write_report(folder: Path, order: Sequence[str]) -> None:
     """`report.md` and its figures, from whatever results there are, arms in this order."""
-    results = read_results(folder, order)
+    results, arms = read_results(folder, order), {arm.name: arm for arm in all_arms()}
     seeds = sorted({seed for arm in results.values() for seed in arm.seeds})
     commit = commit_of(Path(__file__).parent)
-    parts = [f"Commit {commit}, seeds {seeds}, {len(results)} arms; mean ± standard deviation over seeds."]
-    for group, title in GROUPS.items():
-        arms = [arm for arm in results.values() if arm.group == group]
-        if not arms:
-            continue
-        parts += [f"### {title}", group_table(arms)]
-        own = [(arm, results[CONTROLS[arm.name]]) for arm in arms if CONTROLS.get(arm.name) in results]
-        if own:
-            parts += ["Less its control, seed by seed; bold is what counts:", difference_table(own)]
-        base = results.get(BASES.get(group, ""))
-        reference = next((arm for arm in arms if arm.name.startswith("continued")), None)
-        if base is None or reference is None:
-            continue
-        pairs = [(arm, reference) for arm in arms if arm is not reference]
-        parts += ["Less `continued`, seed by seed; bold is what counts:", difference_table(pairs)]
-        parts += [
-            f"The same after {look} iterations:\n\n" + difference_table(pairs, look)
-            for look in sorted(reference.measured)[:-1]
-        ]
-        without = [
-            (results[f"{name} ({group})"], results[f"{control} ({group})"])
-            for name, control in NO_DATA.items()
-            if f"{name} ({group})" in results and f"{control} ({group})" in results
-        ]
-        parts += ["An unguided branch with data, less the same without:", difference_table(without)]
-        parts += ["Going on, less its start:", difference_table([(arm, base) for arm in arms])]
-        slug = group.replace(" ", "_")
-        over_iterations(arms, base, folder / f"iterations_{slug}.png")
-        scatter([base, *arms], folder / f"modes_{slug}.png", title)
-        parts += [f"![over iterations](iterations_{slug}.png)", f"![distance and modes](modes_{slug}.png)"]
-    parts += ["### Shares of directions", shares_table(list(results.values()))]
+    parts = [
+        f"Commit {commit}, seeds {seeds}, {len(results)} arms; mean ± standard error over seeds. The number after an "
+        "arm's name is the iterations after which it was measured."
+    ]
+    for group in GROUPS:
+        parts += group_parts(folder, group, results, arms)
     (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
