@@ -56,7 +56,7 @@ COMMANDS = [
     ("--trainer.num_nodes 2 ", "", "the same"),
     ("--clips 480", "--clips 24", "seconds"),
     ("--output outputs/teacher",
-     "--output outputs/teacher --vae-steps 2 --decoder-steps 1 --steps 2 --clips 8 --judge 2", "an hour"),
+     "--output outputs/teacher --vae-steps 2 --decoder-steps 1 --steps 2 --clips 8 --judge 24", "an hour"),
 ]  # fmt: skip
 
 # Beginning of a command, or of a block of another language -> why it is not run.
@@ -72,6 +72,7 @@ LEFT_OUT = {
     "python -m tests.faults.kills": "kills for minutes; make kills",
     "python -m benchmarks.memory": "measures for minutes",
     "python -m benchmarks.plan": "measures for minutes",
+    "python -m lightning_dfd.toy.judge_teacher": "ten minutes; test_toy.py judges fewer clips",
     "python -m benchmarks.scaling": "plans for minutes",
     "python -m benchmarks.step": "measures for minutes",
     "lightning plan -c recipes/wan_14b_dmd2.yaml": "plans 14B: minutes",
@@ -108,11 +109,12 @@ FEWER = {
         ("prompts: 4, seeds: [0, 1]", "prompts: 1, seeds: [0], teacher_steps: 2"),
     ],
     "toy_dfd.yaml": [
+        ("max_steps: 600", "max_steps: 6"),
         ("prompts: 12", "prompts: 2"),
         ("seeds: 8", "seeds: 2\n        min_videos: 2\n        teacher_steps: 2"),
         ("prompts: 4, seeds: [0, 1]", "prompts: 1, seeds: [0], teacher_steps: 2"),
     ],
-    "toy_dmd2.yaml": [("max_steps: 600", "max_steps: 6"), ("batch_size: 16", "batch_size: 4")],
+    "toy_dmd2.yaml": [("max_steps: 2000", "max_steps: 6"), ("batch_size: 8", "batch_size: 4")],
     "data_forcing.yaml": [("max_steps: 100", "max_steps: 6")],
 }
 
@@ -148,7 +150,7 @@ PROMISES = {
     ],
     "metrics.md": [("writes `evaluation.json`", "outputs/evaluation/evaluation.json")],
     "toy.md": [
-        ("`metadata.jsonl` then also", "outputs/toy_data/metadata.jsonl"),
+        ("`metadata.jsonl` also", "outputs/toy_data/metadata.jsonl"),
         ("trains it on one CPU thread", "outputs/teacher/model_index.json"),
         ("lightning export", "outputs/toy_student/model_index.json"),
     ],

@@ -11,41 +11,47 @@ import numpy as np
 import pytest
 
 from lightning_dfd.toy import study, world
-from lightning_dfd.toy.study_report import cell, counts, read_results, write_report
+from lightning_dfd.toy.study_arms import all_arms
+from lightning_dfd.toy.study_report import Results, cell, counts, given_back, read_results, write_report
 
-TINY = study.Scale(seeds=1, distil=2, go_on=2, looks=(1,), clips=12, real=24, videos=2)
+TINY = study.Scale(
+    seeds=1, distil=2, go_on=2, long=3, curve=(1,), looks=(1, 2), clips=12, real=24, videos=2,
+)  # fmt: skip
 
 
 def test_every_arm_can_be_built_and_starts_from_one_before_it() -> None:
-    arms = study.all_arms()
+    arms = all_arms()
     names = [arm.name for arm in arms]
     assert len(set(names)) == len(names)
     for arm in arms:
-        assert arm.start is None or names.index(arm.start) < names.index(arm.name)
+        for other in (arm.start, arm.control):
+            assert other is None or names.index(other) < names.index(arm.name)
         study.build_module(arm, seed=0, init_from=None)
-    # what would an unguided arm say without its control at the same guidance?
-    for kind in ("data", "rollout"):
-        for lever in ("unguided", "unguided high t"):
-            assert {f"p=.5 {lever} ({kind})", f"no data {lever} ({kind})"} <= set(names)
 
 
-def test_total_variation() -> None:
-    shares = {"a": 0.5, "b": 0.5}
-    assert study.total_variation(["a", "b"], shares) == 0
-    assert study.total_variation(["a"], shares) == 0.5
-    assert study.total_variation(["none", "none"], shares) == 1
+def test_every_claim_has_its_control_without_data() -> None:
+    """What would an arm with another guidance say without the same guidance and no data?"""
+    arms = {arm.name: arm for arm in all_arms()}
+    for arm in arms.values():
+        if arm.forcing.get("guidance") is not None and arm.forcing.get("shown") != "gen":
+            control = arms[str(arm.control)].forcing
+            assert control["shown"] == "gen"
+            assert (control["guidance"], control["probability"]) == (arm.forcing["guidance"], arm.forcing["probability"])
 
 
-def test_the_world_measures_as_itself() -> None:
-    videos, captions = study.captioned_videos(30, seed=3)
-    clips = ((videos.permute(0, 2, 3, 4, 1) + 1) * 127.5).round().byte().numpy()
-    found = study.world_measures(clips, captions)
-    assert captions == [caption for caption in world.CAPTIONS for _ in range(30)]
-    assert found["obedience"] > 0.99
+def test_the_world_measures_as_itself(tmp_path: Path) -> None:
+    study.prepare(tmp_path, TINY, [])
+    videos, captions = study.captioned_videos(24, seed=3, right=True)
+    found = study.measure_videos(videos, captions, [number % 24 for number in range(len(captions))], tmp_path)
+    assert captions == [caption for caption in world.CAPTIONS for _ in range(24)]
+    assert found["obedience"] == 1
     assert found["readable"] > 0.99
-    assert found["direction_gap"] < 0.06
-    collapsed = study.world_measures(np.stack([clips[0]] * 100), captions[:100])
-    assert collapsed["modes_gap"] > 0.75
+    assert found["kinds"] == pytest.approx(world.effective_kinds(), rel=0.35)
+    assert found["colour"] == pytest.approx(1, abs=0.04)
+    assert found["shares_gap"] < 0.08
+    collapsed = study.measure_videos(videos[:1].repeat(24, 1, 1, 1, 1), captions[:24], range(24), tmp_path)
+    assert collapsed["kinds"] == pytest.approx(1)
+    assert collapsed["shares_gap"] > 0.4
 
 
 class HereAndNow(concurrent.futures.Executor):
@@ -62,35 +68,44 @@ class HereAndNow(concurrent.futures.Executor):
 @pytest.mark.slow(seconds=30)
 def test_a_broken_off_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first arm in a process of its own, as all are otherwise."""
-    arms = [arm for arm in study.all_arms() if arm.name in ("dmd2 data", "continued (data)", "p=.5 (data)")]
-    study.run_study(tmp_path, TINY, arms[:1], workers=1)
+    arms = [arm for arm in all_arms() if arm.name in ("teacher s=3", "dmd2", "continued", "p=.5, the paper")]
+    study.run_study(tmp_path, TINY, [arm for arm in arms if arm.name == "dmd2"], workers=1)
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", HereAndNow)
-    kept = study.result_of(tmp_path, "dmd2 data", 0)
+    kept = study.result_of(tmp_path, "dmd2", 0)
     written = kept.stat().st_mtime_ns
     study.run_study(tmp_path, TINY, arms, workers=1)
     assert kept.stat().st_mtime_ns == written
-    record = json.loads(study.result_of(tmp_path, "p=.5 (data)", 0).read_text(encoding="utf-8"))
+    record = json.loads(study.result_of(tmp_path, "p=.5, the paper", 0).read_text(encoding="utf-8"))
     assert list(record["measured"]) == ["1", "2"]
-    assert {"world_readings_fd", "diversity", "modes_gap", "obedience"} <= set(record["measured"]["1"])
-    assert "transnetv2_fd" in record["measured"]["2"]
+    assert {"world_readings_fd", "diversity", "kinds", "colour", "obedience"} <= set(record["measured"]["1"])
     write_report(tmp_path, [arm.name for arm in arms])
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "Less `continued`, seed by seed" in report
-    assert (tmp_path / "iterations_data.png").is_file()
-    found = read_results(tmp_path, [])["p=.5 (data)"]
-    row = next(line for line in report.splitlines() if line.startswith("| p=.5 (data)"))
-    assert cell(found.of("diversity")) in row
+    assert "Less going on with DMD2, seed by seed" in report
+    assert (tmp_path / "iterations_going_on.png").is_file()
+    found = read_results(tmp_path, [])["p=.5, the paper"]
+    row = next(line for line in report.splitlines() if line.startswith("| p=.5, the paper, 2"))
+    assert cell(found.of("kinds")) in row
 
 
-@pytest.mark.parametrize(("values", "text"), [([1.0, 2.0], "1.500 ± 0.707"), ([20.0], "20.0")])
-def test_cells_show_mean_and_spread(values: list[float], text: str) -> None:
+def results(name: str, kinds: float, colour: float) -> Results:
+    return Results(name, "", 5, (0,), {5: [{"kinds": kinds, "colour": colour}]})
+
+
+def test_what_is_given_back_is_a_share_of_what_was_lost() -> None:
+    base, teacher = results("dmd2", 10, 1.4), results("teacher", 30, 1.1)
+    assert given_back(base, 5, base, teacher) == (0, 0)
+    assert given_back(results("half", 20, 1.2), 5, base, teacher) == pytest.approx((0.5, 0.5))
+    assert given_back(results("more than the teacher", 40, 1.0), 5, base, teacher) == pytest.approx((1.5, 1.0))
+
+
+@pytest.mark.parametrize(("values", "text"), [([1.0, 2.0], "1.500 ± 0.500"), ([20.0], "20.0")])
+def test_cells_show_mean_and_standard_error(values: list[float], text: str) -> None:
     assert cell(np.array(values)) == text
 
 
 @pytest.mark.parametrize(
     ("values", "does"),
-    [([1.0, 2.0, 3.0], True), ([-1.0, -2.0, -1.5], True), ([1.0, 2.0, -0.1], False), ([0.1, 0.2, 4.0], False),
-     ([1.0, 1.0], False)],
-)  # fmt: skip
+    [([1.0, 1.1, 0.9], True), ([-1.0, -1.1, -0.9], True), ([1.0, 2.0, 3.0, 0.1, 0.2], False), ([1.0, 1.0], False)],
+)
 def test_what_counts_is_what_the_protocol_says(values: list[float], does: bool) -> None:
     assert counts(np.array(values)) == does
