@@ -44,7 +44,7 @@ def _separate(clip: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[n
     background = np.median(border.reshape(-1, 3), axis=0)
     difference = clip - background
     distance = np.linalg.norm(difference, axis=-1)
-    strong = distance >= 0.7 * np.percentile(distance, 99)  # of an even clip, all of it
+    strong = distance >= 0.8 * np.percentile(distance, 99)  # of an even clip, all of it
     foreground = background + np.median(difference[strong], axis=0)
     axis = foreground - background
     cover = np.clip(difference @ axis / max(float(axis @ axis), 1e-9), 0.0, 1.0)

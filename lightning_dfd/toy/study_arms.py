@@ -11,6 +11,7 @@ from lightning_dfd.toy.judge_teacher import GUIDANCE
 from lightning_dfd.types import Role
 
 DMD2 = "dmd2"  # the arm that others go on from
+LOW = 1.5  # guidance of the teacher where it is forced, of the recipe
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,43 @@ def forced(guidance: float | None, probability: float = 1.0, **more: Any) -> dic
 
 
 def going_on() -> list[Arm]:
-    base = Arm("continued", "going on", DMD2)
+    base = Arm("continued", "going on", DMD2, long=True)
+    short = replace(base, long=False)
     arms = [
         base,
-        replace(base, name="p=.25", forcing=forced(None, 0.25)),
         replace(base, name="p=.5, the paper", forcing=forced(None, 0.5)),
-        replace(base, name="p=1", forcing=forced(None)),
-        replace(base, name="p=.5, curated", forcing=forced(None, 0.5), curated=True),
+        replace(short, name="p=.25", forcing=forced(None, 0.25)),
+        replace(short, name="p=1", forcing=forced(None)),
+        replace(short, name="p=.5, curated", forcing=forced(None, 0.5), curated=True),
     ]
     for guidance in (1.0, 1.5, 2.0):
-        said = f"forced at s={guidance:g}"
-        control = replace(base, name=f"no data at s={guidance:g}", forcing=forced(guidance, shown="gen"))
-        arms += [
-            control,
-            replace(base, name=f"{said}, curated", control=control.name, forcing=forced(guidance), curated=True),
-        ]
-    return arms
+        control = f"no data at s={guidance:g}"
+        arms.append(replace(base, name=control, forcing=forced(guidance, shown="gen"), long=guidance == LOW))
+        named = f"forced at s={guidance:g}, curated"
+        arms.append(
+            replace(base, name=named, control=control, forcing=forced(guidance), curated=True, long=guidance == LOW)
+        )
+    low = replace(short, control=f"no data at s={LOW:g}", forcing=forced(LOW), curated=True)
+    return [
+        *arms,
+        replace(low, name=f"forced at s={LOW:g}", curated=False),
+        replace(low, name=f"forced at s={LOW:g}, 60 curated clips", clips=60),
+        replace(low, name=f"forced at s={LOW:g}, 12 curated clips", clips=12),
+        replace(low, name=f"forced at s={LOW:g}, curated, rollout", input="rollout"),
+        replace(low, name=f"forced at s={LOW:g}, curated, high t", forcing=forced(LOW, time_range=[0.75, 1.0])),
+        replace(low, name=f"forced at s={LOW:g}, curated, nearest of 16", forcing=forced(LOW, nearest_of=16)),
+        replace(low, name=f"forced at s={LOW:g}, curated, fake score's rate x3", fake_rate=9e-4),
+        replace(short, name="GAN", gan={"weight": 0.03}),
+        replace(short, name="DP-DMD", diversity={"weight": 0.05}, input="rollout"),
+        *few("2 steps"),
+        *few("full"),
+    ]
+
+
+def few(group: str) -> list[Arm]:
+    """The question itself, asked again of students of another kind."""
+    base = Arm(f"continued ({group})", group, f"{DMD2} {group}")
+    base = replace(base, steps=2) if group == "2 steps" else replace(base, mode="full")
+    control = replace(base, name=f"no data at s={LOW:g} ({group})", forcing=forced(LOW, shown="gen"))
+    named = f"forced at s={LOW:g}, curated ({group})"
+    return [base, control, replace(base, name=named, control=control.name, forcing=forced(LOW), curated=True)]

@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--vae-steps", type=int, default=1600)
     parser.add_argument("--decoder-steps", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--clips", type=int, default=6144, help="training clips")
     parser.add_argument("--judge", type=int, default=600, help="clips sampled in each way at the end")
     parser.add_argument("--keep-vae", action="store_true", help="take the VAE that is in OUTPUT already")
