@@ -36,7 +36,10 @@ def test_every_claim_has_its_control_without_data() -> None:
         if arm.forcing.get("guidance") is not None and arm.forcing.get("shown") != "gen":
             control = arms[str(arm.control)].forcing
             assert control["shown"] == "gen"
-            assert (control["guidance"], control["probability"]) == (arm.forcing["guidance"], arm.forcing["probability"])
+            assert (control["guidance"], control["probability"]) == (
+                arm.forcing["guidance"],
+                arm.forcing["probability"],
+            )
 
 
 def test_the_world_measures_as_itself(tmp_path: Path) -> None:
@@ -76,14 +79,14 @@ def test_a_broken_off_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     study.run_study(tmp_path, TINY, arms, workers=1)
     assert kept.stat().st_mtime_ns == written
     record = json.loads(study.result_of(tmp_path, "p=.5, the paper", 0).read_text(encoding="utf-8"))
-    assert list(record["measured"]) == ["1", "2"]
+    assert list(record["measured"]) == ["1", "2", "3"]
     assert {"world_readings_fd", "diversity", "kinds", "colour", "obedience"} <= set(record["measured"]["1"])
     write_report(tmp_path, [arm.name for arm in arms])
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "Less going on with DMD2, seed by seed" in report
     assert (tmp_path / "iterations_going_on.png").is_file()
     found = read_results(tmp_path, [])["p=.5, the paper"]
-    row = next(line for line in report.splitlines() if line.startswith("| p=.5, the paper, 2"))
+    row = next(line for line in report.splitlines() if line.startswith("| p=.5, the paper, 3"))
     assert cell(found.of("kinds")) in row
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -19,10 +20,16 @@ BT709 = 1  # FFmpeg's number for the matrix, the primaries and the transfer curv
 LIMITED_RANGE = 1  # FFmpeg's AVCOL_RANGE_MPEG
 
 
-def write_video(path: str | Path, frames: Tensor | NDArray[np.uint8], fps: float) -> None:
+PixelFormat = Literal["yuv420p", "yuv444p"]
+
+
+def write_video(
+    path: str | Path, frames: Tensor | NDArray[np.uint8], fps: float, pix_fmt: PixelFormat = "yuv420p"
+) -> None:
     """Write frames, uint8 [F, H, W, C], as an H.264 mp4. The same frames give the same bytes.
 
-    The file appears only when it is complete.
+    The file appears only when it is complete. `yuv420p` plays everywhere, and halves the resolution of colours, which
+    pales small shapes; `yuv444p` keeps it.
 
     Raises:
         ValueError: the frames are not uint8 [F, H, W, 3] with F >= 1 and even sides, or fps is not positive.
@@ -40,23 +47,23 @@ def write_video(path: str | Path, frames: Tensor | NDArray[np.uint8], fps: float
         raise ValueError(f"{path}: fps must be above 0, got {fps}")
     try:
         with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-            stream = _h264_stream(container, height, width, fps)
+            stream = _h264_stream(container, height, width, fps, pix_fmt)
             for pixels in array:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-                container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709")))
+                container.mux(stream.encode(frame.reformat(format=pix_fmt, dst_colorspace="ITU709")))
             container.mux(stream.encode())
     except av.FFmpegError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _h264_stream(
-    container: av.container.OutputContainer, height: int, width: int, fps: float
+    container: av.container.OutputContainer, height: int, width: int, fps: float, pix_fmt: PixelFormat
 ) -> av.video.stream.VideoStream:
     """A stream near enough to lossless that small shapes stay sharp, with its colours labelled as they are."""
     # x264's macroblock tree reads memory that it never wrote where frames are tiny: other bytes in every process
     options = {"crf": "12", "x264-params": "mbtree=0"}
     stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
-    stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+    stream.height, stream.width, stream.pix_fmt = height, width, pix_fmt
     context = stream.codec_context
     context.thread_count = 1  # the order in which threads end must not decide the bytes
     context.colorspace = context.color_primaries = context.color_trc = BT709

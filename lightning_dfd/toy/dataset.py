@@ -41,7 +41,7 @@ def write_world(folder: str | Path, clips: int, seed: int, right: bool = False, 
     scenes = world.draw_scenes(clips, seed, right)  # one at a time, so that memory does not grow with the clips
     for number, scene in enumerate(tqdm(scenes, desc="toy videos", total=clips, disable=not progress)):
         name = f"{number:05d}.mp4"
-        write_video(folder / name, world.render(scene), world.FPS)
+        write_video(folder / name, world.render(scene), world.FPS, pix_fmt="yuv444p")
         lines.append(json.dumps({"file_name": name, "text": scene.caption, **asdict(scene)}))
     with replacing(folder / "metadata.jsonl") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -23,15 +23,15 @@ def test_clips_still_measure_right_after_encoding(tmp_path):
     assert not listing.problems
     clips = np.stack([read_video(c.path, SIZE, world.FPS).permute(1, 2, 3, 0).numpy() for c in listing.clips])
     scenes, pixels = world.draw_clips(200, seed=3)
-    assert np.abs(clips.astype(float) - pixels).mean() < 4  # levels of 255; edges lose colour to 4:2:0
+    assert np.abs(clips.astype(float) - pixels).mean() < 2  # levels of 255
     report = compare_with_world(clips, [clip.caption for clip in listing.clips])
     truth = compare_with_world(pixels, [scene.caption for scene in scenes])
-    assert report.obedience >= 0.98
-    assert report.shares["direction"] == truth.shares["direction"]
-    for factor, gap in report.worst_gap.items():
-        assert abs(gap - truth.worst_gap[factor]) <= 0.01
+    assert report.obedience == pytest.approx(truth.obedience, abs=0.01)
+    assert report.shares == truth.shares
+    assert report.strength == pytest.approx(truth.strength, rel=0.02)  # the colours of small shapes are not paled
     first = json.loads((tmp_path / "metadata.jsonl").read_text().splitlines()[0])
-    assert first == {"file_name": "00000.mp4", "text": scenes[0].caption, **asdict(scenes[0])}
+    told = {"told": list(scenes[0].told)}
+    assert first == {"file_name": "00000.mp4", "text": scenes[0].caption, **asdict(scenes[0]), **told}
 
 
 def test_written_once_and_again_after_an_interruption(tmp_path):
@@ -48,6 +48,6 @@ def test_written_once_and_again_after_an_interruption(tmp_path):
     assert {name: content for name, (content, _) in state().items()} == {
         name: content for name, (content, _) in before.items()
     }
-    for clips, seed in ((4, 0), (3, 1)):
+    for clips, seed, right in ((4, 0, False), (3, 1, False), (3, 0, True)):
         with pytest.raises(ValueError, match=r"holds the world .*'seed': 0.* name another folder or delete"):
-            write_world(tmp_path, clips=clips, seed=seed, progress=False)
+            write_world(tmp_path, clips, seed, right, progress=False)
