@@ -233,6 +233,7 @@ def test_no_data_forcing_needs_no_pairs(tiny: dict[str, Path]) -> None:
     assert alarms_of(RunHealth(), make_module(tiny["wan"]), readings) == {}
 
 
+@pytest.mark.slow(seconds=2)
 def test_forcing_from_the_teacher_is_warned_of_and_may_stop_the_run(
     tiny: dict[str, Path],
     videos: Path,

@@ -245,6 +245,7 @@ def test_a_recipe_without_optimizers_has_the_default_and_can_be_written(capsys: 
         assert optimizer["init_args"]["weight_decay"] == 0.01
 
 
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("name", PAIRS)
 def test_every_recipe_parses(capsys: Any, name: str) -> None:
     """Both of a pair as they stand, and with full_tuning.yaml over the second."""
@@ -423,6 +424,7 @@ def test_fabrics_commands_are_passed_on() -> None:
     assert "checkpoint" in done.stdout.lower()
 
 
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_held_out_clips_are_measured(
     tiny: dict[str, Path], videos: Path, tmp_path: Path, capsys: Any, command: str
@@ -465,6 +467,7 @@ def test_a_runs_own_config_serves_the_other_commands(
         assert glance(tmp_path / "samples" / name).rate == 12
 
 
+@pytest.mark.slow(seconds=3)
 def test_logs_count_iterations(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     """Also where several batches make an iteration, and rows hold the values of both roles."""
     words = [*small(tiny, "wan", videos, tmp_path), "--model.accumulate", "3", "--trainer.log_every_n_steps", "1"]

@@ -128,6 +128,7 @@ def test_a_requeued_job_goes_on_by_itself(run: Run, monkeypatch: pytest.MonkeyPa
 # ---- which checkpoint -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(seconds=2)
 def test_best_is_the_one_that_the_monitor_rates_best(run: Run) -> None:
     keep = {"monitor": "step_wise", "mode": "max", "every_n_train_steps": 1, "save_top_k": 2}
 

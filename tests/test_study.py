@@ -36,6 +36,7 @@ def test_total_variation() -> None:
     assert study.total_variation(["none", "none"], shares) == 1
 
 
+@pytest.mark.slow(seconds=3)
 def test_the_world_measures_as_itself() -> None:
     videos, captions = study.captioned_videos(30, seed=3)
     clips = ((videos.permute(0, 2, 3, 4, 1) + 1) * 127.5).round().byte().numpy()

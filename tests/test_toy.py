@@ -20,6 +20,7 @@ TEACHER = Path(lightning_dfd.toy.__file__).parent / "teacher"
 FACTORS = ("shape", "colour", "direction", "background", "speed")
 
 
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("noise", [0.0, 8.0])
 def test_measuring_agrees_with_the_worlds_ground_truth(noise: float) -> None:
     scenes, clips = world.draw_clips(300, seed=11)
@@ -105,6 +106,7 @@ def test_the_teacher_knows_its_world() -> None:
     assert report.worst_gap["direction"] <= 0.15
 
 
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("clip", [np.full((9, 32, 32, 3), 90, np.uint8), world.draw_clips(1, seed=4)[1][0]])
 def test_readings_are_finite_and_at_the_worlds_scale(clip: Any) -> None:
     extractor = WorldReadings()
