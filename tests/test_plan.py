@@ -6,6 +6,7 @@ import gc
 import importlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lightning_dfd.networks.quantization import Quantization
 from lightning_dfd.plan import Advice, Estimate, Meter, Setup, advise, as_json, as_text, estimate
 from lightning_dfd.plan.advice import _tiles
 from lightning_dfd.plan.components import meta_encoders, size_of
+from lightning_dfd.plan.estimate import measure_vae
 from lightning_dfd.testing.tiny import TEXT_LENGTH, TINY
 from lightning_dfd.training.module import DistillationModule
 from lightning_dfd.training.settings import DiversitySettings, GANSettings, SamplingSettings, StudentSettings
@@ -28,6 +30,7 @@ from lightning_dfd.types import VideoSize
 
 pytestmark = pytest.mark.slow(seconds=3)
 
+ESTIMATE = importlib.import_module("lightning_dfd.plan.estimate")  # the package has a function of this name
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
@@ -42,6 +45,14 @@ def case(family: str, precision: str = "32-true", **options: Any) -> Case:
 def setup_of(tiny: dict[str, Path], planned: Case, cached: bool = True) -> Setup:
     module = make_module(planned, tiny[planned.family])
     return Setup(module, planned.size, planned.batch_size, cached, planned.precision, "cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_sample() -> Iterator[None]:
+    """Decoding eight clips takes long, and is as one clip eight times; `test_clips_are_decoded_together` has three."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ESTIMATE, "SAMPLED", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +120,10 @@ def test_what_is_built_from_configs_is_like_the_real_thing(tiny: dict[str, Path]
         assert conditioning[name].shape[1:] == tensor.shape[1:], name
 
 
-def test_every_family_is_rehearsed(tiny: dict[str, Path], each: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_family_is_rehearsed(tiny: dict[str, Path], each: str) -> None:
     """Both updates, and the VAE's encoding and decoding, whose peaks are compared with real ones."""
     if not plannable(each):
         return
-    monkeypatch.setattr(
-        importlib.import_module("lightning_dfd.plan.estimate"), "SAMPLED", 1
-    )  # decoding eight clips takes long
     trial = TINY[each]
     module = DistillationModule(
         str(tiny[each]),
@@ -180,9 +188,15 @@ def test_quantization_and_offload_are_planned_without_their_libraries(tiny: dict
     assert after.peaks["student update"] < before.peaks["student update"]
 
 
-def test_decoding_samples_counts_where_a_recipe_samples(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clips_are_decoded_together(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, size = backbone_of(tiny, "wan"), TINY["wan"].size
+    of_one = measure_vae(backbone, size, 1)[-1]
+    monkeypatch.setattr(ESTIMATE, "SAMPLED", 3)
+    assert measure_vae(backbone, size, 1)[-1] == pytest.approx(3 * of_one, rel=0.05)
+
+
+def test_decoding_samples_counts_where_a_recipe_samples(tiny: dict[str, Path]) -> None:
     """Beside all that stays, with the VAE that a run on a cache loads for it alone; tiles are the advice."""
-    monkeypatch.setattr(importlib.import_module("lightning_dfd.plan.estimate"), "SAMPLED", 1)
     small = case("cogvideox_5b", "bf16-mixed", student={"gradient_checkpointing": True})
     without = setup_of(tiny, replace(small, size=VideoSize(9, 128, 192)))
     setup = replace(without, samples=True)
