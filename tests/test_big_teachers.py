@@ -138,6 +138,7 @@ def test_torchao_trains_resumes_and_leaves_the_teacher(tiny: dict[str, Path], tm
         assert kinds == {"int8": {"stored": ["Int8Tensor"], **same}, "fp8": {"stored": ["Float8Tensor"], **same}}
 
 
+@pytest.mark.slow(seconds=1)
 def test_an_export_is_merged_into_the_teacher_as_published(tiny: dict[str, Path], tmp_path: Path) -> None:
     """Of a quantised run no backend is needed for it."""
     options: dict[str, Any] = {"sampling": SamplingSettings(list(TINY["wan"].steps))}

@@ -261,7 +261,7 @@ def run_all(commands: Sequence[Sequence[str]]) -> None:
         cli.main(command)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=11)
 def test_two_processes_measure_what_one_does(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     """Five requests over two ranks, in batches of three: shares of unlike size."""
     callback = {

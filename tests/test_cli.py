@@ -341,7 +341,7 @@ def test_every_recipe_has_its_pair() -> None:
     assert runnable == {f"{name}_{kind}" for name in PAIRS for kind in ("dmd2", "dfd")}
 
 
-@pytest.mark.slow(seconds=9)
+@pytest.mark.slow(seconds=4)
 @pytest.mark.parametrize(
     ("name", "mode"),
     [(name, "full" if number % 2 else "lora") for number, name in enumerate(PAIRS)],
@@ -372,7 +372,7 @@ def test_every_recipe_runs(tiny: dict[str, Path], videos: Path, tmp_path: Path, 
         more = [*more, "--model.init_from", str(last)]
 
 
-@pytest.mark.slow(seconds=8)
+@pytest.mark.slow(seconds=3)
 def test_override_survives_resume(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     """What the command line says beats what the checkpoint's run said: settings, rates and the number of steps."""
     words = small(tiny, "wan", videos, tmp_path)

@@ -232,7 +232,7 @@ def test_ctrl_c_while_loading_is_one_line(run: Run, monkeypatch: pytest.MonkeyPa
     assert capsys.readouterr().err.strip().splitlines()[-1] == "lightning: stopped by Ctrl-C"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=2)
 def test_ctrl_c_while_python_imports_is_quiet() -> None:
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", "-m", "lightning_dfd", "fit"], stderr=subprocess.PIPE, text=True,

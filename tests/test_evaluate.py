@@ -249,6 +249,7 @@ def moving(folder: Path, fps: float, count: int = 5, frames: int = 0) -> Path:
     return folder
 
 
+@pytest.mark.slow(seconds=2)
 def test_folders_of_several_rates_are_read_at_the_lowest(tmp_path: Path, capsys: Any) -> None:
     folders = {"real": moving(tmp_path / "real", 32), "same": moving(tmp_path / "same", 8)}
     words = ["evaluate", "--videos.same", str(folders["same"]), "--real", str(folders["real"]), *SETTINGS]

@@ -105,6 +105,7 @@ def test_exports_equal_our_sampler_in_another_process(tiny: dict[str, Path], tmp
         assert (theirs - teacher).square().mean().sqrt() > 0.02 * ours.std(), family  # twenty times what is allowed
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("family", ["latte", "wan"])
 def test_lora_file_keeps_its_alpha(tiny: dict[str, Path], family: str, tmp_path: Path) -> None:
     folder = tmp_path / "student"

@@ -192,7 +192,7 @@ def test_checkpoint_holds_what_is_trained_and_nothing_of_the_teacher(
         assert not any("teacher" in name or "base_layer" in name for name in state)
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("mode", ["lora", pytest.param("full", marks=pytest.mark.slow(seconds=1))])
 def test_resumed_run_equals_the_uninterrupted_one(tiny: dict[str, Path], tmp_path: Path, mode: Any) -> None:
     def module() -> DistillationModule:
         settings = StudentSettings(mode=mode, rank=4, ema_decay=0.9)

@@ -63,6 +63,7 @@ def plain(tiny: dict[str, Path]) -> Estimate:
 # ---- against reality --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(seconds=5)
 @pytest.mark.parametrize(
     "planned",
     [
@@ -94,6 +95,7 @@ def plannable(name: str) -> bool:
     return TINY[name].backbone != "captured"
 
 
+@pytest.mark.slow(seconds=1)
 def test_what_is_built_from_configs_is_like_the_real_thing(tiny: dict[str, Path], each: str) -> None:
     """Shapes and precisions, in bfloat16, where families keep some layers in float32; nothing is loaded for it."""
     backbone, size = backbone_of(tiny, each, torch.bfloat16), TINY[each].size
@@ -120,6 +122,7 @@ def test_what_is_built_from_configs_is_like_the_real_thing(tiny: dict[str, Path]
         assert conditioning[name].shape[1:] == tensor.shape[1:], name
 
 
+@pytest.mark.slow(seconds=5)
 def test_every_family_is_rehearsed(tiny: dict[str, Path], each: str) -> None:
     """Both updates, and the VAE's encoding and decoding, whose peaks are compared with real ones."""
     if not plannable(each):
@@ -160,6 +163,7 @@ def test_meter_counts_what_is_alive() -> None:
 # ---- what it says -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(seconds=8)
 def test_terms_add_up_and_follow_the_recipe(tiny: dict[str, Path], plain: Estimate) -> None:
     assert sum(plain.terms.values()) == plain.peak == max(plain.peaks.values())
     assert plain.encoders == plain.vae + (plain.text or 0) > 0
@@ -176,6 +180,7 @@ def test_terms_add_up_and_follow_the_recipe(tiny: dict[str, Path], plain: Estima
     assert plain.latents == 4 * torch.Size(shape).numel()
 
 
+@pytest.mark.slow(seconds=8)
 def test_quantization_and_offload_are_planned_without_their_libraries(tiny: dict[str, Path]) -> None:
     lora, full = case("wan"), case("wan", student={"mode": "full"})
     before = estimate(setup_of(tiny, lora))
@@ -195,6 +200,7 @@ def test_clips_are_decoded_together(tiny: dict[str, Path], monkeypatch: pytest.M
     assert measure_vae(backbone, size, 1)[-1] == pytest.approx(3 * of_one, rel=0.05)
 
 
+@pytest.mark.slow(seconds=5)
 def test_decoding_samples_counts_where_a_recipe_samples(tiny: dict[str, Path]) -> None:
     """Beside all that stays, with the VAE that a run on a cache loads for it alone; tiles are the advice."""
     small = case("cogvideox_5b", "bf16-mixed", student={"gradient_checkpointing": True})
@@ -246,6 +252,7 @@ def plan(*words: str) -> None:
     cli.main(["plan", "-c", recipe, *sizes, *words])
 
 
+@pytest.mark.slow(seconds=8)
 def test_command_reads_configs_only(configs_only: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan("--model.teacher", str(configs_only), "--memory", "80")
     text, told = capsys.readouterr()

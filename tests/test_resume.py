@@ -279,7 +279,7 @@ def test_a_disk_that_stays_full_ends_the_run(tiny: dict[str, Path], videos: Path
     assert {read_checkpoint(path)["global_step"] for path in (tmp_path / "checkpoints").glob("*.ckpt")} == {2}
 
 
-@pytest.mark.slow(seconds=35)
+@pytest.mark.slow(seconds=19)
 def test_random_kills_change_nothing(tmp_path: Path) -> None:
     """The tool of docs/resume.md with two SIGKILLs and a SIGTERM, with workers."""
     words = ["--kills", "3", "--variants", "lora, 2 workers", "--output", str(tmp_path / "kills")]

@@ -60,7 +60,7 @@ class HereAndNow(concurrent.futures.Executor):
         return future
 
 
-@pytest.mark.slow(seconds=30)
+@pytest.mark.slow(seconds=32)
 def test_a_broken_off_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first arm in a process of its own, as all are otherwise."""
     arms = [arm for arm in study.all_arms() if arm.name in ("dmd2 data", "continued (data)", "p=.5 (data)")]

@@ -32,7 +32,7 @@ def test_measuring_agrees_with_the_worlds_ground_truth(noise: float) -> None:
         assert np.mean(right) >= 0.99, factor
 
 
-@pytest.mark.slow(seconds=5)
+@pytest.mark.slow(seconds=8)
 def test_shares_of_the_world_are_measured_as_they_are() -> None:
     scenes, clips = world.draw_clips(1500, seed=5)
     report = measure.compare_with_world(clips, [scene.caption for scene in scenes])

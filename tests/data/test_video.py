@@ -125,7 +125,7 @@ def test_write_then_read(tmp_path, bikes):
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=7)
 def test_another_process_writes_the_same_bytes(tmp_path):
     """glibc fills fresh memory with MALLOC_PERTURB_'s pattern, which brings out an encoder that reads it unwritten."""
     program = (
