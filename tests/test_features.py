@@ -148,6 +148,7 @@ def test_an_extractor_is_loaded_once_and_shared(folders: dict[str, Path]) -> Non
     assert len(stored) < 1000
 
 
+@pytest.mark.slow(seconds=1)
 def test_kinds_shapes_and_fingerprints(load: Callable[[str], FeatureExtractor]) -> None:
     lengths = {"i3d-logits": 48, "videomae": 24, "vjepa2": 24, "dinov2": 24, "clip": 12}
     lengths |= {"efficientnet-lite0": 1280, "transnetv2": 1024}

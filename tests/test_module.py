@@ -22,6 +22,7 @@ from lightning_dfd.types import Batch, Conditioning, VideoSize
 from tests.conftest import random_conditioning
 
 SIZE = VideoSize(9, 32, 32)
+MODES = ["lora", pytest.param("full", marks=pytest.mark.slow(seconds=1))]
 
 
 def make_module(folder: Path, **options: Any) -> DistillationModule:
@@ -91,7 +92,7 @@ class Watch(Callback):
                 self.moved.append((trainer.global_step, role))
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("student_input", ["data", "rollout"])
 def test_one_counted_step_an_iteration_and_turns(
     tiny: dict[str, Path], family: str, tmp_path: Path, mode: Any, student_input: Any
@@ -192,7 +193,7 @@ def test_checkpoint_holds_what_is_trained_and_nothing_of_the_teacher(
         assert not any("teacher" in name or "base_layer" in name for name in state)
 
 
-@pytest.mark.parametrize("mode", ["lora", pytest.param("full", marks=pytest.mark.slow(seconds=1))])
+@pytest.mark.parametrize("mode", MODES)
 def test_resumed_run_equals_the_uninterrupted_one(tiny: dict[str, Path], tmp_path: Path, mode: Any) -> None:
     def module() -> DistillationModule:
         settings = StudentSettings(mode=mode, rank=4, ema_decay=0.9)

@@ -177,7 +177,13 @@ class SendSignal(Callback):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.fixture(params=[signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
+@pytest.fixture(
+    params=[
+        signal.SIGTERM,
+        signal.SIGINT,
+        *(pytest.param(number, marks=pytest.mark.slow(seconds=1)) for number in (signal.SIGUSR1, signal.SIGHUP)),
+    ]
+)
 def number(request: pytest.FixtureRequest) -> Iterator[int]:
     """A signal that this process heeds, though jobs in the background and nohup ignore some."""
     ours = signal.default_int_handler if request.param == signal.SIGINT else signal.SIG_DFL

@@ -43,7 +43,7 @@ from lightning_dfd.training.settings import (
     StudentSettings,
 )
 from lightning_dfd.types import Conditioning
-from tests.test_module import Watch, fit, make_batches, make_module, make_trainer
+from tests.test_module import MODES, Watch, fit, make_batches, make_module, make_trainer
 
 GAN = GANSettings(weight=0.03)
 TURNS = DMDSettings(student_update_freq=2)
@@ -107,7 +107,7 @@ def test_the_default_recipe_gives_the_losses_it_always_gave(
 # ---- GAN ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gan_trains_the_student_and_leaves_the_teacher(
     tiny: dict[str, Path], family: str, tmp_path: Path, mode: Any, checkpointing: bool
