@@ -1,13 +1,19 @@
-"""Shared fixtures: tiny pipelines are built once a session."""
+"""Shared fixtures: tiny pipelines are built once a session.
+
+Torch and the package are imported where they are used: the process that only hands tests to workers needs neither.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Container
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -15,15 +21,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent / "stand_ins"))
 
 import pytest
-import torch
 
-from lightning_dfd.backbones import Backbone, backbone_from_pretrained
-from lightning_dfd.data import write_video
-from lightning_dfd.testing.tiny import TINY, save_tiny
-from lightning_dfd.toy.world import draw_clips
-from lightning_dfd.types import Conditioning, VideoSize
+if TYPE_CHECKING:
+    import torch
 
-torch.set_num_threads(1)
+    from lightning_dfd.backbones import Backbone
+    from lightning_dfd.types import Conditioning, VideoSize
 
 # ---- which tests run, and in which order ------------------------------------------------------------------------
 
@@ -35,10 +38,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="three families, and nothing marked slow")
 
 
-def is_fast(item: pytest.Item) -> bool:
+def is_fast(item: pytest.Item, families: Container[str]) -> bool:
     call = getattr(item, "callspec", None)
     named = {value for value in call.params.values() if isinstance(value, str)} if call else set()
-    return item.get_closest_marker("slow") is None and not named & (TINY.keys() - FAST_FAMILIES)
+    slow = item.get_closest_marker("slow") is not None
+    return not slow and not any(name in families and name not in FAST_FAMILIES for name in named)
 
 
 def seconds_of(item: pytest.Item) -> float:
@@ -49,9 +53,20 @@ def seconds_of(item: pytest.Item) -> float:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The longest first, so that both workers end together."""
     if config.getoption("--fast"):
-        config.hook.pytest_deselected(items=[item for item in items if not is_fast(item)])
-        items[:] = filter(is_fast, items)
+        from lightning_dfd.testing.tiny import TINY
+
+        fast = [is_fast(item, TINY) for item in items]
+        config.hook.pytest_deselected(items=[item for item, keep in zip(items, fast, strict=True) if not keep])
+        items[:] = itertools.compress(items, fast)
     items.sort(key=seconds_of, reverse=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tiny networks are fastest so, and sums come out alike."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +94,8 @@ class TinyFolders(dict[str, Path]):
         self.root = root
 
     def __missing__(self, name: str) -> Path:
+        from lightning_dfd.testing.tiny import save_tiny
+
         family, seed = ("cogvideox", 1) if name == "other" else (name, 0)
         self[name] = save_tiny(family, self.root / name, seed)
         return self[name]
@@ -98,18 +115,32 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def size(family: str) -> VideoSize:
+    from lightning_dfd.testing.tiny import TINY
+
     return TINY[family].size
+
+
+@functools.lru_cache(maxsize=1)
+def three_prompts(backbone: Backbone) -> Conditioning:
+    return backbone.encode_prompts(["a cat", "two dogs", "a bird"])
 
 
 def random_conditioning(backbone: Backbone, count: int, generator: torch.Generator) -> Conditioning:
     """Random embeddings of `count` prompts, with what else the family's network is told of a prompt (masks)."""
-    tensors = backbone.encode_prompts(["a cat", "two dogs", "a bird"][:count]).tensors
+    import torch
+
+    from lightning_dfd.types import Conditioning
+
+    tensors = {name: tensor[:count].clone() for name, tensor in three_prompts(backbone).tensors.items()}
     embeds = torch.randn(tensors["prompt_embeds"].shape, generator=generator)
     return Conditioning({**tensors, "prompt_embeds": embeds})
 
 
 @pytest.fixture
 def backbone(tiny: dict[str, Path], family: str) -> Backbone:
+    from lightning_dfd.backbones import backbone_from_pretrained
+    from lightning_dfd.testing.tiny import TINY
+
     return backbone_from_pretrained(str(tiny[family]), max_sequence_length=TINY[family].text_length)
 
 
@@ -125,6 +156,9 @@ def real_videos() -> Path:
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of eight captioned toy clips."""
+    from lightning_dfd.data import write_video
+    from lightning_dfd.toy.world import draw_clips
+
     folder = tmp_path_factory.mktemp("videos")
     scenes, clips = draw_clips(8, seed=0)
     for i, (scene, clip) in enumerate(zip(scenes, clips, strict=True)):

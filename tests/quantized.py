@@ -1,6 +1,6 @@
 """What test_big_teachers.py runs with torchao, in a process of its own: diffusers looks for it when it is imported.
 
-python -m tests.quantized TEACHER FOLDER  prints the measurements as JSON, by kind.
+python -m tests.quantized FOLDER TEACHER ...  prints the measurements of each teacher as JSON, by kind.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_dfd.networks.quantization import KINDS, Quantization
 from lightning_dfd.runs.checkpoints import read_checkpoint
-from lightning_dfd.training.settings import StudentSettings
+from lightning_dfd.training.settings import DMDSettings, StudentSettings
 from tests.test_module import fit, make_module
 from tests.test_roles import inputs
 
@@ -31,7 +31,9 @@ def measure(teacher: Path, folder: Path, kind: Any) -> dict[str, Any]:
     student = StudentSettings(rank=4, gradient_checkpointing=True)
 
     def module(**options: Any) -> Any:
-        return make_module(teacher, dtype="bfloat16", student=student, **options)
+        return make_module(
+            teacher, dtype="bfloat16", student=student, dmd=DMDSettings(student_update_freq=2), **options
+        )
 
     def quantized() -> Any:
         return module(quantization=Quantization("torchao", kind))
@@ -40,9 +42,9 @@ def measure(teacher: Path, folder: Path, kind: Any) -> dict[str, Any]:
     for one in (exact, trained):
         one.configure_model()
     before, expected = teacher_x0(trained), teacher_x0(exact)
-    fit(trained, folder, 10).save_checkpoint(folder / "whole.ckpt")
-    fit(quantized(), folder, 6).save_checkpoint(folder / "half.ckpt")
-    resumed = fit(quantized(), folder, 10, ckpt_path=str(folder / "half.ckpt"), start=6)
+    fit(trained, folder, 4).save_checkpoint(folder / "whole.ckpt")
+    fit(quantized(), folder, 2).save_checkpoint(folder / "half.ckpt")
+    resumed = fit(quantized(), folder, 4, ckpt_path=str(folder / "half.ckpt"), start=2)
     resumed.save_checkpoint(folder / "resumed.ckpt")
     whole, again = (read_checkpoint(folder / f"{name}.ckpt")["state_dict"] for name in ("whole", "resumed"))
     parameters = dict(trained.network.named_parameters())
@@ -60,5 +62,9 @@ def measure(teacher: Path, folder: Path, kind: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    teacher, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    print(json.dumps({kind: measure(teacher, folder / kind, kind) for kind in KINDS["torchao"]}))
+    folder, *teachers = map(Path, sys.argv[1:])
+    measured = [
+        {kind: measure(teacher, folder / teacher.name / kind, kind) for kind in KINDS["torchao"]}
+        for teacher in teachers
+    ]
+    print(json.dumps(measured))

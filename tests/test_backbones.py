@@ -93,6 +93,7 @@ def test_pipelines_of_a_family_that_differ_are_refused(tiny: dict[str, Path], mo
         kandinsky.check_teacher()
 
 
+@pytest.mark.slow(seconds=1)
 def test_allegros_sizes_are_those_that_whole_tiles_cover(tiny: dict) -> None:
     backbone = backbone_from_pretrained(str(tiny["allegro"]))
     vars(backbone.configs)["vae"] = {**backbone.configs.vae, "sample_size": 320}

@@ -233,6 +233,7 @@ def test_no_data_forcing_needs_no_pairs(tiny: dict[str, Path]) -> None:
     assert alarms_of(RunHealth(), make_module(tiny["wan"]), readings) == {}
 
 
+@pytest.mark.slow(seconds=2)
 def test_forcing_from_the_teacher_is_warned_of_and_may_stop_the_run(
     tiny: dict[str, Path],
     videos: Path,
@@ -260,7 +261,7 @@ def run_all(commands: Sequence[Sequence[str]]) -> None:
         cli.main(command)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=11)
 def test_two_processes_measure_what_one_does(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     """Five requests over two ranks, in batches of three: shares of unlike size."""
     callback = {

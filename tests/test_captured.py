@@ -96,7 +96,10 @@ def test_captured_pipelines_are_replayed_at_other_sizes_and_steps(unlisted: dict
         assert [step.start[1] for step in backbone.teacher_times(6, shape)] == pytest.approx(times, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", list(REFUSED))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow(seconds=2)) if name == "anyflow_far" else name for name in REFUSED],
+)
 def test_others_are_refused_by_the_check_that_fails(tmp_path: Path, name: str) -> None:
     build, check = REFUSED[name]
     backbone = capture(save(build, tmp_path / name), name)
@@ -114,6 +117,7 @@ def test_pipelines_without_a_transformer_are_refused_at_once(tmp_path: Path) -> 
         backbone_from_pretrained(str(tmp_path))
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("name", ["cogvideox_5b", "wan"])
 @torch.no_grad()
 def test_agrees_with_the_backbones_of_listed_pipelines(tiny: dict[str, Path], name: str) -> None:
@@ -162,6 +166,7 @@ class Unscaled(CapturedBackbone):
         return latents
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize(("broken", "check"), [(WrongTime, "replay"), (Mixed, "batch"), (Unscaled, "decode")])
 def test_the_proof_finds_mistakes(unlisted: dict[str, Path], broken: type[CapturedBackbone], check: str) -> None:
     with pytest.raises(CaptureRefused) as refusal:
@@ -176,6 +181,7 @@ class Hunyuan(CapturedBackbone):
         return {"guidance_scale": EMBEDDED_GUIDANCE, "true_cfg_scale": scale}
 
 
+@pytest.mark.slow(seconds=2)
 def test_a_subclass_helps_where_the_refusal_says(tiny: dict[str, Path]) -> None:
     with pytest.raises(CaptureRefused, match=r"with guidance 3.*guidance_arguments"):
         capture(tiny["hunyuan"], "hunyuan").compression()
@@ -294,6 +300,7 @@ def test_trains_resumes_and_exports(unlisted: dict[str, Path], tmp_path: Path, m
         assert export_student(forced, tmp_path / form, SIZE, form, {}).error < 1e-4
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("name", ["motif", "easyanimate"])
 def test_pipelines_with_a_guider_or_without_adapters_of_their_own_export(
     unlisted: dict[str, Path], tmp_path: Path, name: str
@@ -306,6 +313,7 @@ def test_pipelines_with_a_guider_or_without_adapters_of_their_own_export(
     assert ("pipe.guider.new(guidance_scale=1.0)" in card) == (name == "motif")
 
 
+@pytest.mark.slow(seconds=2)
 def test_few_step_schedulers(unlisted: dict[str, Path], tiny: dict[str, Path]) -> None:
     """A shift of the pipeline's own times; none where no stock scheduler is known."""
     motif = capture(unlisted["motif"], "motif")

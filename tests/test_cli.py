@@ -245,6 +245,7 @@ def test_a_recipe_without_optimizers_has_the_default_and_can_be_written(capsys: 
         assert optimizer["init_args"]["weight_decay"] == 0.01
 
 
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("name", PAIRS)
 def test_every_recipe_parses(capsys: Any, name: str) -> None:
     """Both of a pair as they stand, and with full_tuning.yaml over the second."""
@@ -329,8 +330,8 @@ def little_evaluation(path: Path) -> list[str]:
     """A recipe with which the toy recipes measure 4 videos, as 8 clips are all that the test's folder has."""
     checkpoint = yaml.safe_load((RECIPES / "common.yaml").read_text(encoding="utf-8"))["trainer"]["callbacks"][0]
     toy = yaml.safe_load((RECIPES / "toy_evaluation.yaml").read_text(encoding="utf-8"))["trainer"]["callbacks+"]
-    toy[0]["init_args"] |= {"prompts": 2, "seeds": 2, "min_videos": 4, "teacher_steps": 2, "every": 3}
-    toy[1]["init_args"] |= {"prompts": 1, "teacher_steps": 2, "every": 3}
+    toy[0]["init_args"] |= {"prompts": 2, "seeds": 2, "min_videos": 4, "teacher_steps": 2, "every": 2}
+    toy[1]["init_args"] |= {"prompts": 1, "teacher_steps": 2, "every": 2}
     path.write_text(yaml.safe_dump({"trainer": {"callbacks": [checkpoint, *toy]}}), encoding="utf-8")
     return ["-c", str(path)]
 
@@ -340,17 +341,18 @@ def test_every_recipe_has_its_pair() -> None:
     assert runnable == {f"{name}_{kind}" for name in PAIRS for kind in ("dmd2", "dfd")}
 
 
-@pytest.mark.slow(seconds=9)
+@pytest.mark.slow(seconds=4)
 @pytest.mark.parametrize(
     ("name", "mode"),
     [(name, "full" if number % 2 else "lora") for number, name in enumerate(PAIRS)],
 )
 def test_every_recipe_runs(tiny: dict[str, Path], videos: Path, tmp_path: Path, name: str, mode: str) -> None:
-    """A few steps of each against tiny random pipelines on disk; data forcing starts from DMD2's checkpoint.
+    """A turn of each role against tiny random pipelines on disk; data forcing starts from DMD2's checkpoint.
 
     One mode for each: the contract trains every family in both.
     """
-    more = ["--data.cache", "null", "--model.student.mode", mode]
+    more = ["--data.cache", "null", "--model.student.mode", mode, "--model.dmd.student_update_freq", "2"]
+    more += ["--trainer.max_steps", "2", "--trainer.log_every_n_steps", "1"]
     for kind in ("dmd2", "dfd"):
         toy = little_evaluation(tmp_path / "little.yaml") if name == "toy" else []
         words = [*toy, *small(tiny, name, videos, tmp_path / kind), *more]
@@ -359,7 +361,7 @@ def test_every_recipe_runs(tiny: dict[str, Path], videos: Path, tmp_path: Path, 
         video = next(iter(ran.datamodule.train_dataloader())).video
         assert video.shape[1:] == (3, size.frames, size.height, size.width)
         last = tmp_path / kind / "checkpoints" / "last.ckpt"
-        assert torch.load(last, weights_only=True)["global_step"] == 6
+        assert torch.load(last, weights_only=True)["global_step"] == 2
         with next((tmp_path / kind / "metrics").rglob("metrics.csv")).open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         for key in ("train/fake_loss", "train/student_loss"):
@@ -370,7 +372,7 @@ def test_every_recipe_runs(tiny: dict[str, Path], videos: Path, tmp_path: Path, 
         more = [*more, "--model.init_from", str(last)]
 
 
-@pytest.mark.slow(seconds=8)
+@pytest.mark.slow(seconds=3)
 def test_override_survives_resume(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     """What the command line says beats what the checkpoint's run said: settings, rates and the number of steps."""
     words = small(tiny, "wan", videos, tmp_path)
@@ -423,6 +425,7 @@ def test_fabrics_commands_are_passed_on() -> None:
     assert "checkpoint" in done.stdout.lower()
 
 
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_held_out_clips_are_measured(
     tiny: dict[str, Path], videos: Path, tmp_path: Path, capsys: Any, command: str
@@ -465,6 +468,7 @@ def test_a_runs_own_config_serves_the_other_commands(
         assert glance(tmp_path / "samples" / name).rate == 12
 
 
+@pytest.mark.slow(seconds=3)
 def test_logs_count_iterations(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     """Also where several batches make an iteration, and rows hold the values of both roles."""
     words = [*small(tiny, "wan", videos, tmp_path), "--model.accumulate", "3", "--trainer.log_every_n_steps", "1"]

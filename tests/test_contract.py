@@ -27,12 +27,30 @@ from lightning_dfd.testing.tiny import TINY
 from lightning_dfd.types import Conditioning, SampleKind, VideoSize
 
 
+class Cases(dict[str, Case]):
+    """Of the tiny pipelines, by name, each when it is first asked for."""
+
+    def __init__(self, tiny: dict[str, Path]) -> None:
+        super().__init__()
+        self.tiny = tiny
+
+    def __missing__(self, name: str) -> Case:
+        self[name] = Case.of(self.tiny[name], TINY[name])
+        return self[name]
+
+
 @pytest.fixture(scope="session")
 def cases(tiny: dict[str, Path]) -> dict[str, Case]:
-    return {name: Case.of(tiny[name], this) for name, this in TINY.items()}
+    return Cases(tiny)
 
 
-@pytest.mark.parametrize("check", CHECKS)
+LONG = {"held_out": 3, "train_full": 2, "export_lora": 1, "export_full": 1, "half_precision": 1}  # seconds
+
+
+@pytest.mark.parametrize(
+    "check",
+    [pytest.param(name, marks=pytest.mark.slow(seconds=LONG[name]) if name in LONG else ()) for name in CHECKS],
+)
 @pytest.mark.parametrize("family", TINY)
 def test_contract(cases: dict[str, Case], family: str, check: str, tmp_path: Path) -> None:
     run_check(check, cases[family], tmp_path)
@@ -179,14 +197,16 @@ class LoadsItsEncoders(WanBackbone):
         (WrongTimestep, "wan", ["x0", "replay"]),
         (DeafToPrompts, "wan", ["x0", "replay"]),
         (MixesPrompts, "wan", ["prompts"]),
-        (LosesGradients, "wan", ["checkpointing", "train_lora", "train_full"]),
+        pytest.param(
+            LosesGradients, "wan", ["checkpointing", "train_lora", "train_full"], marks=pytest.mark.slow(seconds=1)
+        ),
         (ForgetsImages, "wan_i2v", ["x0", "replay", "image", "export_pipeline"]),
         (InstructsNegatives, "sanavideo", ["replay"]),
         (SeesPadding, "kandinsky", ["x0", "replay"]),
         (ReturnsWhatItSampled, "kandinsky_i2v", ["replay"]),
         (OwnPadding, "latte", ["replay"]),
         (OtherGuider, "hunyuan15", ["x0"]),
-        (OtherScheduler, "wan", ["export_pipeline", "export_full"]),
+        pytest.param(OtherScheduler, "wan", ["export_pipeline", "export_full"], marks=pytest.mark.slow(seconds=1)),
         (WrongShape, "wan", ["layout"]),
         (OwnNetwork, "wan", ["quantization"]),
         (QuantisesOne, "wan22", ["quantization"]),

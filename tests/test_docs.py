@@ -135,6 +135,7 @@ def full_commands() -> list[tuple[str, list[str]]]:
     ]
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize(("page", "words"), full_commands(), ids=lambda value: str(value)[:60])
 def test_commands_parse(
     page: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -128,6 +128,7 @@ def test_a_requeued_job_goes_on_by_itself(run: Run, monkeypatch: pytest.MonkeyPa
 # ---- which checkpoint -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(seconds=2)
 def test_best_is_the_one_that_the_monitor_rates_best(run: Run) -> None:
     keep = {"monitor": "step_wise", "mode": "max", "every_n_train_steps": 1, "save_top_k": 2}
 
@@ -231,7 +232,7 @@ def test_ctrl_c_while_loading_is_one_line(run: Run, monkeypatch: pytest.MonkeyPa
     assert capsys.readouterr().err.strip().splitlines()[-1] == "lightning: stopped by Ctrl-C"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=2)
 def test_ctrl_c_while_python_imports_is_quiet() -> None:
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", "-m", "lightning_dfd", "fit"], stderr=subprocess.PIPE, text=True,

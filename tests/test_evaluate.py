@@ -109,6 +109,7 @@ def test_table_record_and_page(world: dict[str, Path], tmp_path: Path, capsys: A
     assert strict(output / "evaluation.json") == record
 
 
+@pytest.mark.slow(seconds=3)
 def test_what_cannot_be_used_is_noted(world: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     """Broken files, links out of the folder, no captions; and what then must not be compared."""
     folder = tmp_path / "plain"
@@ -137,6 +138,7 @@ def test_what_cannot_be_used_is_noted(world: dict[str, Path], tmp_path: Path, ca
     assert "<td>-</td>" in page
 
 
+@pytest.mark.slow(seconds=1)
 def test_lists_lead_nowhere_else(world: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "student"
     shutil.copytree(world["student"], folder)
@@ -181,6 +183,7 @@ def test_mistakes_are_answered_in_one_line(
     assert not list(tmp_path.glob("out/*"))
 
 
+@pytest.mark.slow(seconds=2)
 def test_empty_and_foreign_folders(world: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "empty").mkdir()
     said = fail(capsys, *command(world | {"real": tmp_path / "empty"}, tmp_path / "out"))
@@ -246,6 +249,7 @@ def moving(folder: Path, fps: float, count: int = 5, frames: int = 0) -> Path:
     return folder
 
 
+@pytest.mark.slow(seconds=2)
 def test_folders_of_several_rates_are_read_at_the_lowest(tmp_path: Path, capsys: Any) -> None:
     folders = {"real": moving(tmp_path / "real", 32), "same": moving(tmp_path / "same", 8)}
     words = ["evaluate", "--videos.same", str(folders["same"]), "--real", str(folders["real"]), *SETTINGS]

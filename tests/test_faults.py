@@ -30,7 +30,7 @@ FEW = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=7)
 def test_a_few_of_every_kind_are_named_or_survived(tmp_path: Path) -> None:
     results = suite.run_all(tmp_path, seeds=1, only=FEW, progress=False)
     assert [result for result in results if result.kind == "lost"] == []

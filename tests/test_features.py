@@ -148,6 +148,7 @@ def test_an_extractor_is_loaded_once_and_shared(folders: dict[str, Path]) -> Non
     assert len(stored) < 1000
 
 
+@pytest.mark.slow(seconds=1)
 def test_kinds_shapes_and_fingerprints(load: Callable[[str], FeatureExtractor]) -> None:
     lengths = {"i3d-logits": 48, "videomae": 24, "vjepa2": 24, "dinov2": 24, "clip": 12}
     lengths |= {"efficientnet-lite0": 1280, "transnetv2": 1024}
@@ -503,7 +504,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(frechet_distance(first.mean, first.covariance, second.mean, second.covariance))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=16)
 def test_transnet_orders_changes_of_real_clips(real_videos: Path) -> None:
     """Clips of 16 frames, six of each of three videos, features averaged over frames.
 
@@ -531,7 +532,7 @@ def test_transnet_orders_changes_of_real_clips(real_videos: Path) -> None:
         assert distances["identical"] < distances["boosted"] < distances["other"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=6)
 def test_efficientnet_orders_colours_of_real_frames(real_videos: Path) -> None:
     """Ten frames of each video: identical < a fifth more saturated < twice as saturated < another video."""
     extractor = load_extractor("efficientnet-lite0")

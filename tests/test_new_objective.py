@@ -141,7 +141,7 @@ def words(tiny: Path, videos: Path, root: Path, *more: str) -> list[str]:
     return ["-c", "recipe.yaml", *more]
 
 
-@pytest.mark.slow(seconds=16)
+@pytest.mark.slow(seconds=11)
 def test_terms_of_a_user_in_a_recipe_a_resumed_run_the_plan_and_the_card(
     folder: Path, tiny: dict[str, Path], videos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

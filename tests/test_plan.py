@@ -6,6 +6,7 @@ import gc
 import importlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lightning_dfd.networks.quantization import Quantization
 from lightning_dfd.plan import Advice, Estimate, Meter, Setup, advise, as_json, as_text, estimate
 from lightning_dfd.plan.advice import _tiles
 from lightning_dfd.plan.components import meta_encoders, size_of
+from lightning_dfd.plan.estimate import measure_vae
 from lightning_dfd.testing.tiny import TEXT_LENGTH, TINY
 from lightning_dfd.training.module import DistillationModule
 from lightning_dfd.training.settings import DiversitySettings, GANSettings, SamplingSettings, StudentSettings
@@ -28,6 +30,7 @@ from lightning_dfd.types import VideoSize
 
 pytestmark = pytest.mark.slow(seconds=3)
 
+ESTIMATE = importlib.import_module("lightning_dfd.plan.estimate")  # the package has a function of this name
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
@@ -44,6 +47,14 @@ def setup_of(tiny: dict[str, Path], planned: Case, cached: bool = True) -> Setup
     return Setup(module, planned.size, planned.batch_size, cached, planned.precision, "cpu")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_sample() -> Iterator[None]:
+    """Decoding eight clips takes long, and is as one clip eight times; `test_clips_are_decoded_together` has three."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ESTIMATE, "SAMPLED", 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def plain(tiny: dict[str, Path]) -> Estimate:
     return estimate(setup_of(tiny, case("wan"), cached=False))
@@ -52,6 +63,7 @@ def plain(tiny: dict[str, Path]) -> Estimate:
 # ---- against reality --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(seconds=5)
 @pytest.mark.parametrize(
     "planned",
     [
@@ -83,6 +95,7 @@ def plannable(name: str) -> bool:
     return TINY[name].backbone != "captured"
 
 
+@pytest.mark.slow(seconds=1)
 def test_what_is_built_from_configs_is_like_the_real_thing(tiny: dict[str, Path], each: str) -> None:
     """Shapes and precisions, in bfloat16, where families keep some layers in float32; nothing is loaded for it."""
     backbone, size = backbone_of(tiny, each, torch.bfloat16), TINY[each].size
@@ -109,13 +122,11 @@ def test_what_is_built_from_configs_is_like_the_real_thing(tiny: dict[str, Path]
         assert conditioning[name].shape[1:] == tensor.shape[1:], name
 
 
-def test_every_family_is_rehearsed(tiny: dict[str, Path], each: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow(seconds=5)
+def test_every_family_is_rehearsed(tiny: dict[str, Path], each: str) -> None:
     """Both updates, and the VAE's encoding and decoding, whose peaks are compared with real ones."""
     if not plannable(each):
         return
-    monkeypatch.setattr(
-        importlib.import_module("lightning_dfd.plan.estimate"), "SAMPLED", 1
-    )  # decoding eight clips takes long
     trial = TINY[each]
     module = DistillationModule(
         str(tiny[each]),
@@ -152,6 +163,7 @@ def test_meter_counts_what_is_alive() -> None:
 # ---- what it says -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(seconds=8)
 def test_terms_add_up_and_follow_the_recipe(tiny: dict[str, Path], plain: Estimate) -> None:
     assert sum(plain.terms.values()) == plain.peak == max(plain.peaks.values())
     assert plain.encoders == plain.vae + (plain.text or 0) > 0
@@ -168,6 +180,7 @@ def test_terms_add_up_and_follow_the_recipe(tiny: dict[str, Path], plain: Estima
     assert plain.latents == 4 * torch.Size(shape).numel()
 
 
+@pytest.mark.slow(seconds=8)
 def test_quantization_and_offload_are_planned_without_their_libraries(tiny: dict[str, Path]) -> None:
     lora, full = case("wan"), case("wan", student={"mode": "full"})
     before = estimate(setup_of(tiny, lora))
@@ -180,9 +193,16 @@ def test_quantization_and_offload_are_planned_without_their_libraries(tiny: dict
     assert after.peaks["student update"] < before.peaks["student update"]
 
 
-def test_decoding_samples_counts_where_a_recipe_samples(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clips_are_decoded_together(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, size = backbone_of(tiny, "wan"), TINY["wan"].size
+    of_one = measure_vae(backbone, size, 1)[-1]
+    monkeypatch.setattr(ESTIMATE, "SAMPLED", 3)
+    assert measure_vae(backbone, size, 1)[-1] == pytest.approx(3 * of_one, rel=0.05)
+
+
+@pytest.mark.slow(seconds=5)
+def test_decoding_samples_counts_where_a_recipe_samples(tiny: dict[str, Path]) -> None:
     """Beside all that stays, with the VAE that a run on a cache loads for it alone; tiles are the advice."""
-    monkeypatch.setattr(importlib.import_module("lightning_dfd.plan.estimate"), "SAMPLED", 1)
     small = case("cogvideox_5b", "bf16-mixed", student={"gradient_checkpointing": True})
     without = setup_of(tiny, replace(small, size=VideoSize(9, 128, 192)))
     setup = replace(without, samples=True)
@@ -232,6 +252,7 @@ def plan(*words: str) -> None:
     cli.main(["plan", "-c", recipe, *sizes, *words])
 
 
+@pytest.mark.slow(seconds=8)
 def test_command_reads_configs_only(configs_only: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan("--model.teacher", str(configs_only), "--memory", "80")
     text, told = capsys.readouterr()

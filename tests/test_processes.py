@@ -21,7 +21,7 @@ from tests.processes import as_two_ranks, fit_all
 from tests.test_resume import content, full_disk
 from tests.together import in_two_processes
 
-pytestmark = pytest.mark.slow(seconds=60)
+pytestmark = pytest.mark.slow(seconds=5)
 
 TOLERANCE = 1e-5
 GOES_ON = [

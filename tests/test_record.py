@@ -38,6 +38,7 @@ class Remote(Logger):
         pass
 
 
+@pytest.mark.slow(seconds=3)
 def test_the_recipe_reaches_every_logger_and_lies_beside_the_checkpoints(
     tiny: dict[str, Path], videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +86,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return begun
 
 
+@pytest.mark.slow(seconds=3)
 def test_a_resumed_run_is_the_same_run_of_wandb(
     tiny: dict[str, Path],
     videos: Path,

@@ -122,6 +122,7 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
     assert any("6.ckpt is not a checkpoint of this package" in text for text in said)
 
 
+@pytest.mark.slow(seconds=2)
 def test_a_run_that_was_killed_before_its_last_save_gets_it(
     tiny: dict[str, Path], videos: Path, tmp_path: Path
 ) -> None:
@@ -176,7 +177,21 @@ class SendSignal(Callback):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
+@pytest.fixture(
+    params=[
+        signal.SIGTERM,
+        signal.SIGINT,
+        *(pytest.param(number, marks=pytest.mark.slow(seconds=1)) for number in (signal.SIGUSR1, signal.SIGHUP)),
+    ]
+)
+def number(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A signal that this process heeds, though jobs in the background and nohup ignore some."""
+    ours = signal.default_int_handler if request.param == signal.SIGINT else signal.SIG_DFL
+    theirs = signal.signal(request.param, ours)
+    yield request.param
+    signal.signal(request.param, theirs)
+
+
 def test_a_signal_ends_the_run_after_the_iteration(
     tiny: dict[str, Path], videos: Path, tmp_path: Path, number: int
 ) -> None:
@@ -186,11 +201,17 @@ def test_a_signal_ends_the_run_after_the_iteration(
     assert stop.value.code == 128 + number
     assert signal.getsignal(number) == before
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 3
-    trainer = fit(tiny["wan"], videos, 5, tmp_path, accumulate=2)
-    assert trainer.global_step == 5
-    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 5  # no multiple of 2
 
 
+def test_a_run_that_a_signal_ended_goes_on(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        fit(tiny["wan"], videos, 3, tmp_path, SendSignal(signal.SIGTERM, 1), accumulate=2)
+    trainer = fit(tiny["wan"], videos, 3, tmp_path, accumulate=2)
+    assert trainer.global_step == 3
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 3  # no multiple of 2
+
+
+@pytest.mark.slow(seconds=3)
 def test_an_iteration_that_was_half_done_is_done_anew(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     """ModelCheckpoint may save between the batches of an iteration: nothing of it may count twice."""
 
@@ -214,6 +235,7 @@ def logged(root: Path) -> list[dict[str, str]]:
         return [{key: row[key] for key in sorted(row) if key != "train/samples_per_s"} for row in csv.DictReader(rows)]
 
 
+@pytest.mark.slow(seconds=4)
 def test_logs_looks_and_alarms_go_on(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     """An evaluation, samples or an alarm of a resumed run are those of the uninterrupted one, none twice."""
 
@@ -243,6 +265,7 @@ def test_logs_looks_and_alarms_go_on(tiny: dict[str, Path], videos: Path, tmp_pa
     assert not [*differences(*states)]
 
 
+@pytest.mark.slow(seconds=2)
 def test_a_disk_that_stays_full_ends_the_run(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -262,7 +285,7 @@ def test_a_disk_that_stays_full_ends_the_run(tiny: dict[str, Path], videos: Path
     assert {read_checkpoint(path)["global_step"] for path in (tmp_path / "checkpoints").glob("*.ckpt")} == {2}
 
 
-@pytest.mark.slow(seconds=35)
+@pytest.mark.slow(seconds=19)
 def test_random_kills_change_nothing(tmp_path: Path) -> None:
     """The tool of docs/resume.md with two SIGKILLs and a SIGTERM, with workers."""
     words = ["--kills", "3", "--variants", "lora, 2 workers", "--output", str(tmp_path / "kills")]

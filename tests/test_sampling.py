@@ -142,6 +142,7 @@ def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
     assert samples_folder(str(tmp_path / "new" / "one")).is_dir()
 
 
+@pytest.mark.slow(seconds=2)
 def test_the_grid_is_small_however_many_videos(tmp_path: Path) -> None:
     """All frames of all videos would not fit into memory."""
     write(tmp_path / "many", asked(13, 9))
@@ -217,6 +218,7 @@ def test_nothing_is_loaded_for_what_cannot_be_done(
         trainer.sample(student_of(tiny["wan"]), data, output, **given)
 
 
+@pytest.mark.slow(seconds=4)
 def test_the_record_says_what_made_the_videos(tiny: dict[str, Path], videos: Path, tmp_path: Path) -> None:
     words = ["-c", recipe("wan_dmd2"), *small(tiny, "wan", videos, tmp_path)]
     cli.main(["fit", *words])

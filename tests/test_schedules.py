@@ -404,6 +404,7 @@ def test_both_rates_are_counted_in_iterations(tiny: dict[str, Path], videos: Pat
     assert [state["param_groups"][0]["lr"] for state in states] == pytest.approx([0, 0], abs=1e-12)
 
 
+@pytest.mark.slow(seconds=5)
 def test_a_run_goes_on_with_its_schedules_and_its_optimizers_state(
     tiny: dict[str, Path], videos: Path, tmp_path: Path
 ) -> None:
@@ -436,6 +437,7 @@ def test_a_run_goes_on_with_its_schedules_and_its_optimizers_state(
         fit(tiny["wan"], videos, 10, cut, **options | {"student_lr_scheduler": partial(sequence, total=12)})
 
 
+@pytest.mark.slow(seconds=4)
 def test_recipes_name_schedules_by_class_or_function(
     tiny: dict[str, Path], videos: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:

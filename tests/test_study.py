@@ -42,6 +42,7 @@ def test_every_claim_has_its_control_without_data() -> None:
             )
 
 
+@pytest.mark.slow(seconds=5)
 def test_the_world_measures_as_itself(tmp_path: Path) -> None:
     study.prepare(tmp_path, TINY, [])
     videos, captions = study.captioned_videos(24, seed=3, right=True)

@@ -442,6 +442,7 @@ def test_a_vae_is_loaded_alone(tiny: dict[str, Path], tmp_path: Path) -> None:
         assert teacher(folder, name).loader.vae is not None
 
 
+@pytest.mark.slow(seconds=1)
 def test_tiles_are_for_decoding_alone(tiny: dict[str, Path]) -> None:
     """So that a cache and a checkpoint go with and without them."""
     plain, tiled = teacher(tiny["wan"]), teacher(tiny["wan"])

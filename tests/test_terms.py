@@ -43,7 +43,7 @@ from lightning_dfd.training.settings import (
     StudentSettings,
 )
 from lightning_dfd.types import Conditioning
-from tests.test_module import Watch, fit, make_batches, make_module, make_trainer
+from tests.test_module import MODES, Watch, fit, make_batches, make_module, make_trainer
 
 GAN = GANSettings(weight=0.03)
 TURNS = DMDSettings(student_update_freq=2)
@@ -107,7 +107,7 @@ def test_the_default_recipe_gives_the_losses_it_always_gave(
 # ---- GAN ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gan_trains_the_student_and_leaves_the_teacher(
     tiny: dict[str, Path], family: str, tmp_path: Path, mode: Any, checkpointing: bool
@@ -120,7 +120,7 @@ def test_gan_trains_the_student_and_leaves_the_teacher(
     t = torch.tensor([0.9, 0.3], dtype=torch.float64)
     with torch.no_grad():
         before = module.x0("teacher", Rollout(real), t, cond).latents
-    fit(module, tmp_path, 4)
+    fit(module, tmp_path, 2)  # a turn of each
     with torch.no_grad():
         assert torch.equal(module.x0("teacher", Rollout(real), t, cond).latents, before)
 
@@ -172,13 +172,13 @@ def test_discriminator_learns_in_the_fake_scores_turns(tiny: dict[str, Path], tm
 
     watch = Heads()
     module = make_module(tiny["wan"], gan=GAN, dmd=DMDSettings(student_update_freq=3))
-    trainer = fit(module, tmp_path, 7, watch)
-    assert trainer.global_step == 7
-    assert watch.moved == [(i, "student" if i % 3 == 0 else "fake") for i in range(1, 8)]
+    trainer = fit(module, tmp_path, 4, watch)
+    assert trainer.global_step == 4
+    assert watch.moved == [(1, "fake"), (2, "fake"), (3, "student"), (4, "fake")]
     logged = trainer.callback_metrics
     for name in ("gan_generator_loss", "gan_discriminator_loss"):
         assert torch.isfinite(logged[f"train/{name}"]), name
-    for part in ("student", "fake", "discriminator"):  # the student's is of iteration 6
+    for part in ("student", "fake", "discriminator"):  # the student's is of iteration 3
         assert logged[f"train/{part}_grad_norm"] > 0
 
 
@@ -229,6 +229,7 @@ def test_r1_is_part_of_the_discriminators_loss(tiny: dict[str, Path], tmp_path: 
     assert constant.item() == pytest.approx(logs["train/fake_loss"] + 2 * 0.693147, rel=1e-5)
 
 
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_resume_with_a_gan_equals_the_uninterrupted_run(tiny: dict[str, Path], tmp_path: Path, mode: Any) -> None:
     def module() -> DistillationModule:
@@ -282,6 +283,7 @@ def test_checkpoints_hold_the_head_only_with_a_gan(tiny: dict[str, Path], tmp_pa
         fit(other, tmp_path, 3, ckpt_path=str(tmp_path / "off.ckpt"), start=2)
 
 
+@pytest.mark.slow(seconds=1)
 def test_a_start_with_or_without_a_head(tiny: dict[str, Path], tmp_path: Path) -> None:
     source = make_module(tiny["wan"], gan=GAN)
     fit(source, tmp_path, 2).save_checkpoint(tmp_path / "on.ckpt")
@@ -348,6 +350,7 @@ def test_first_step_loss_equals_the_method_written_out(tiny: dict[str, Path], tm
     assert first_step_loss(module, z, cond) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow(seconds=3)
 def test_dmd_leaves_the_first_step_alone(tiny: dict[str, Path], tmp_path: Path) -> None:
     """The student's calls with gradient: DMD's at a later time, DP-DMD's at the first. It trains, both kinds."""
     for kind in ("ode", "sde"):
@@ -495,6 +498,7 @@ def test_pairs_are_the_nearest_clips_of_the_caption(
     assert torch.equal(paired[1], dog)  # whatever is near, it has to be of the caption
 
 
+@pytest.mark.slow(seconds=2)
 def test_candidates_are_a_function_of_the_iteration(
     tiny: dict[str, Path], tmp_path: Path, clips: VideoDataModule
 ) -> None:

@@ -41,6 +41,7 @@ def right_readings(scenes: list[world.Scene], clips: np.ndarray) -> dict[str, fl
     }
 
 
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("noise", [0.0, 8.0])
 def test_every_factor_is_read_from_pixels(noise: float) -> None:
     scenes, clips = world.draw_clips(300, seed=11)
@@ -202,6 +203,7 @@ def test_a_bound_that_does_not_hold_is_named() -> None:
     ]
 
 
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("clip", [np.full((9, 32, 32, 3), 90, np.uint8), world.draw_clips(1, seed=4)[1][0]])
 def test_readings_are_finite_and_at_the_worlds_scale(clip: Any) -> None:
     extractor = WorldReadings()

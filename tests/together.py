@@ -12,7 +12,7 @@ from typing import Any
 
 # Forks from a server that has imported everything and trained nothing: autograd does not survive a fork.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["lightning_dfd.cli.main", "lightning_dfd.testing.tiny", "tests.conftest"])
+CONTEXT.set_forkserver_preload(["lightning_dfd.testing.tiny", "tests.processes"])
 LIMIT = 600  # seconds
 
 

@@ -295,6 +295,7 @@ def test_processes_share_the_work_and_the_first_writes_the_index(tmp_path, folde
     assert all(torch.equal(together.load(i).latents, alone.load(i).latents) for i in range(3))
 
 
+@pytest.mark.slow(seconds=2)
 def test_reading_takes_no_memory_that_stays(tmp_path, folder):
     """Resident pages after many readings of latents of 4 MB, mapped from the disk."""
 

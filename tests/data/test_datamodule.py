@@ -174,7 +174,7 @@ def captioned(folder):
     (folder / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
 
 
-@pytest.mark.slow(seconds=10)
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_captions_are_drawn_by_seed_and_place(tmp_path, folder, workers):
     captioned(folder)

@@ -15,7 +15,7 @@ from lightning_dfd.types import VideoSize
 SIZE = VideoSize(world.FRAMES, world.SIZE, world.SIZE)
 
 
-@pytest.mark.slow(seconds=8)
+@pytest.mark.slow(seconds=6)
 def test_clips_still_measure_right_after_encoding(tmp_path):
     write_world(tmp_path, clips=200, seed=3, progress=False)
     listing = list_clips(tmp_path)

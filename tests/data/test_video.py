@@ -56,6 +56,7 @@ def test_frame_rate_against_a_full_decode(real_videos, bikes, fps):
     assert torch.equal(clip, as_clip(frames[wanted]))
 
 
+@pytest.mark.slow(seconds=2)
 def test_frame_rate_of_a_video_with_an_odd_rate_and_of_one_with_sound(real_videos):
     hd = {"src_colorspace": Colorspace.ITU709}  # what a video of 720 lines without a tag has
     for name, fps, options in (("carphone_pristine.mp4", 8, {}), ("bigbuckbunny.mp4", 6, hd)):
@@ -124,7 +125,7 @@ def test_write_then_read(tmp_path, bikes):
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=7)
 def test_another_process_writes_the_same_bytes(tmp_path):
     """glibc fills fresh memory with MALLOC_PERTURB_'s pattern, which brings out an encoder that reads it unwritten."""
     program = (
