@@ -87,7 +87,7 @@ def falling(first: float, last: float, iterations: int) -> Callable[[int], tuple
 
 
 def all_arms() -> list[Arm]:
-    """Every arm; those that others start from come first."""
+    """Every arm, each after the one that it starts from."""
     return [*_untrained(), *_distilled(), *_lead(), *_paper(), *_levers(), *_two_steps()]
 
 
@@ -112,7 +112,6 @@ def _distilled() -> list[Arm]:
         arm("DMD2, guidance 1.5", method=Method(dmd(1.5))),
         arm("DMD2 with GAN", method=Method(dmd(GUIDANCE, gan))),
         arm("f-divergence, JS", method=Method(dmd(GUIDANCE, gan, FDivergence("js")))),
-        arm("f-divergence, KL", method=Method(dmd(GUIDANCE, gan, FDivergence("kl")))),
         arm("PDMD", method=Method(dmd(GUIDANCE, Projection()))),
         arm(
             "DP-DMD, rollout",
@@ -120,7 +119,6 @@ def _distilled() -> list[Arm]:
             controls=(rollout,),
         ),
         arm("recipe without DMD2", method=Method(forced(), curated=True)),
-        arm("p=.5 without DMD2", method=Method(forced(0.5, None))),
     ]
 
 
@@ -145,8 +143,9 @@ def _lead() -> list[Arm]:
     for s in (1.0, 1.5, 2.0):
         without = f"no data, guidance {s:g}"
         data = forced(guidance=s)
-        arms += [arm(without, terms=dmd(s), looks=LONG)]
-        arms += [arm(f"p=1, guidance {s:g}", terms=data, controls=(CONTINUED, without), looks=LONG, curated=True)]
+        looks = AFTER if s == 1.0 else LONG
+        arms += [arm(without, terms=dmd(s), looks=looks, curated=True)]
+        arms += [arm(f"p=1, guidance {s:g}", terms=data, controls=(CONTINUED, without), looks=looks, curated=True)]
     return arms
 
 
@@ -167,7 +166,7 @@ def _levers() -> list[Arm]:
     return [
         arm("captions as they come", terms=forced(), looks=LONG),
         arm("p=.5", terms=forced(0.5), looks=LONG, curated=True),
-        arm("p=.5, guidance 1.5 in all steps", terms=forced(0.5, rest=1.5), looks=LONG, curated=True),
+        arm("p=.5, guidance 1.5 in all steps", terms=forced(0.5, rest=1.5), curated=True),
         arm("full guidance", terms=forced(guidance=None), curated=True),
         arm("guidance falls from 4 to 1 in 1,000", terms=falling(4.0, 1.0, 1000), looks=LONG, curated=True),
         arm("forced at t > .5 only", terms=forced(time_range=high), curated=True),
@@ -176,7 +175,7 @@ def _levers() -> list[Arm]:
         arm("rollout inputs", terms=forced(), inputs="rollout", curated=True),
         arm("rollout inputs, nearest of 16", terms=forced(nearest_of=16), inputs="rollout", curated=True),
         arm("mixed inputs", terms=forced(), inputs="mixed", curated=True),
-        arm("only where pairs are close", terms=dmd(1.5, PairedForcing(0.6)), looks=LONG, curated=True),
+        arm("only where pairs are close", terms=dmd(1.5, PairedForcing(0.6)), curated=True),
         *(arm(f"{count} clips", terms=forced(), looks=LONG, clips=count, curated=True) for count in (12, 60, 480)),
         arm("student one in 2", terms=forced(), student_update_freq=2, curated=True),
         arm("student one in 10", terms=forced(), student_update_freq=10, curated=True),

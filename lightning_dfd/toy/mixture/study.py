@@ -93,22 +93,18 @@ def _without_training(arm: Arm, world: World, seed: int, scale: Scale) -> Measur
 
 
 def run_study(folder: Path, scale: Scale, arms: Sequence[Arm], workers: int) -> None:
-    """Run what has no result yet; arms from which others start go first."""
+    """Run what has no result yet, each seed in a process of its own."""
     start_network(folder, World(), scale)
-    with tqdm(total=len(arms) * len(scale.seeds), desc="study", unit="run") as bar:
-        for stage in ([arm for arm in arms if not arm.start], [arm for arm in arms if arm.start]):
-            jobs = [(arm.name, seed) for seed in scale.seeds for arm in stage]
-            missing = [job for job in jobs if not result_of(folder, *job).is_file()]
-            bar.update(len(jobs) - len(missing))
-            context = multiprocessing.get_context("spawn")
-            with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-                futures = [pool.submit(_run_named, name, seed, folder, scale) for name, seed in missing]
-                for future in concurrent.futures.as_completed(futures):
-                    future.result()
-                    bar.update()
+    names = [arm.name for arm in arms]
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = [pool.submit(run_seed, names, seed, folder, scale) for seed in scale.seeds]
+        for future in tqdm(concurrent.futures.as_completed(futures), "study", len(futures), unit="seed"):
+            future.result()
 
 
-def _run_named(name: str, seed: int, folder: Path, scale: Scale) -> None:
-    """`run_arm` by name: an arm holds functions, which do not travel to another process."""
-    (arm,) = (arm for arm in all_arms() if arm.name == name)
-    run_arm(arm, seed, folder, scale)
+def run_seed(names: Sequence[str], seed: int, folder: Path, scale: Scale) -> None:
+    """All arms of these names that have no result yet. An arm itself holds functions, which no process can send."""
+    for arm in all_arms():
+        if arm.name in names and not result_of(folder, arm.name, seed).is_file():
+            run_arm(arm, seed, folder, scale)

@@ -22,7 +22,6 @@ from lightning_dfd.diffusion.sampler import Rollout, sample, stateless
 from lightning_dfd.files import replacing
 from lightning_dfd.objectives.terms import (
     FeatureShape,
-    InputMode,
     Networks,
     Step,
     StudentInput,
@@ -30,6 +29,7 @@ from lightning_dfd.objectives.terms import (
     fake_loss,
     student_loss,
 )
+from lightning_dfd.objectives.terms.base import InputMode
 from lightning_dfd.toy.mixture.world import CAPTIONS, DIMENSIONS, SCHEDULE, Measures, World, measure
 
 WIDTH, LAYERS = 128, 3
