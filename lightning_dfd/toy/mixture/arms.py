@@ -179,8 +179,8 @@ def _levers() -> list[Arm]:
         *(arm(f"{count} clips", terms=forced(), looks=LONG, clips=count, curated=True) for count in (12, 60, 480)),
         arm("student one in 2", terms=forced(), student_update_freq=2, curated=True),
         arm("student one in 10", terms=forced(), student_update_freq=10, curated=True),
-        arm("student's rate / 3", terms=forced(), lr=1e-4, curated=True),
-        arm("fake score's rate * 3", terms=forced(), fake_lr=1e-3, curated=True),
+        arm("a third of the student's rate", terms=forced(), lr=1e-4, curated=True),
+        arm("three times the fake score's rate", terms=forced(), fake_lr=1e-3, curated=True),
     ]
 
 

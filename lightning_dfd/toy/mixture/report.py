@@ -103,8 +103,8 @@ def difference_table(pairs: Sequence[tuple[str, str]], results: dict[str, Result
 
 
 def recovery_table(arms: Sequence[Arm], results: dict[str, Results]) -> str:
-    """What each arm gives back of lost modes and of excess saturation, against DMD2 and against going on."""
-    truth = float(results[TRUTH].of("modes", 0).mean())
+    """What each arm gives back of lost modes, excess norm and gap, against DMD2 and against going on."""
+    goals = {name: float(results[TRUTH].of(name, 0).mean()) for name in ("modes", "norm", "gap")}
     rows = []
     for arm in arms:
         mine = results[arm.name]
@@ -113,10 +113,10 @@ def recovery_table(arms: Sequence[Arm], results: dict[str, Results]) -> str:
             for against in (BASE, CONTINUED):
                 other = results[against]
                 at = look if look in other.measured and against == CONTINUED else other.last
-                for measure, goal in (("modes", truth), ("norm", 1.0)):
+                for measure, goal in goals.items():
                     cells.append(cell(given_back(mine, look, other.of(measure, at), measure, goal)))
             rows.append((arm.name, str(look), *cells))
-    back = [f"{what}, of {against}" for against in (BASE, CONTINUED) for what in ("modes", "saturation")]
+    back = [f"{name}, of {against}" for against in (BASE, CONTINUED) for name in goals]
     return table(("arm", "iterations", "obey", *back), rows)
 
 

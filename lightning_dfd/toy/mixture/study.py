@@ -62,10 +62,9 @@ def start_network(folder: Path, world: World, scale: Scale) -> Network:
     return Pair.load(path).student
 
 
-def run_arm(arm: Arm, seed: int, folder: Path, scale: Scale) -> None:
+def run_arm(arm: Arm, seed: int, world: World, folder: Path, scale: Scale) -> None:
     """Train and measure one arm with one seed, and write its result."""
-    torch.set_num_threads(1)
-    world, began = World(), time.process_time()
+    began = time.process_time()
     found: dict[int, Measures] = {}
     if arm.method is None:
         found[0] = _without_training(arm, world, seed, scale)
@@ -105,6 +104,8 @@ def run_study(folder: Path, scale: Scale, arms: Sequence[Arm], workers: int) -> 
 
 def run_seed(names: Sequence[str], seed: int, folder: Path, scale: Scale) -> None:
     """All arms of these names that have no result yet. An arm itself holds functions, which no process can send."""
+    torch.set_num_threads(1)
+    world = World()
     for arm in all_arms():
         if arm.name in names and not result_of(folder, arm.name, seed).is_file():
-            run_arm(arm, seed, folder, scale)
+            run_arm(arm, seed, world, folder, scale)
