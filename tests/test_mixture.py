@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_dfd.toy.mixture import study
 from lightning_dfd.toy.mixture.arms import BASE, CONTINUED, TRUTH, all_arms, dmd, falling
-from lightning_dfd.toy.mixture.report import errors_apart, read_results, write_report
+from lightning_dfd.toy.mixture.report import Results, errors_apart, given_back, read_results, write_report
 from lightning_dfd.toy.mixture.training import (
     FIFTY_STEPS,
     FOUR_STEPS,
@@ -28,7 +28,7 @@ from lightning_dfd.toy.mixture.training import (
 from lightning_dfd.toy.mixture.world import CAPTIONS, DIMENSIONS, MODES, SCHEDULE, UNCONDITIONAL, World, measure
 
 WORLD = World()
-TINY = study.Scale(seeds=(10, 11), shorter=50, fit=20, samples=400)
+TINY = study.Scale(seeds=(10, 11), shorter=50, fit=20, samples=200)
 
 
 def captioned(count: int) -> Tensor:
@@ -219,3 +219,11 @@ def test_a_broken_off_study_goes_on(tmp_path: Path) -> None:
 def test_differences_are_counted_in_their_standard_errors() -> None:
     values = torch.tensor([1.0, 2.0, 3.0, 2.0]).numpy()
     assert errors_apart(values) == pytest.approx(2 / (values.std(ddof=1) / 2))
+
+
+def test_what_is_given_back_is_counted_from_the_start_to_the_truth() -> None:
+    def results(*values: float) -> Results:
+        return Results((10, 11, 12)[: len(values)], {0: [{"modes": value} for value in values]}, 0.0)
+
+    back = given_back(results(6.0, 8.0), 0, results(4.0, 4.0, 4.0), 0, "modes", 8.0)
+    assert back.tolist() == [0.5, 1.0]

@@ -102,23 +102,20 @@ def _untrained() -> list[Arm]:
 
 
 def _distilled() -> list[Arm]:
-    gan = GAN(GANSettings(weight=0.03))
-    after = {"controls": (BASE,), "looks": DISTILLED}
-    arm = partial(Arm, group="distilled", **after)  # type: ignore[arg-type]
-    rollout = "DMD2, rollout"
+    def arm(name: str, method: Method, control: str = BASE) -> Arm:
+        return Arm(name, "distilled", method, looks=DISTILLED, controls=(control,))
+
+    gan, rollout = GAN(GANSettings(weight=0.03)), "DMD2, rollout"
+    first_step = FirstStep(DiversitySettings(weight=0.05), GUIDANCE)
     return [
         Arm(BASE, "distilled", Method(dmd()), looks=(*DISTILLED, 4000), controls=(f"teacher, guidance {GUIDANCE:g}",)),
-        arm(rollout, method=Method(dmd(), inputs="rollout")),
-        arm("DMD2, guidance 1.5", method=Method(dmd(1.5))),
-        arm("DMD2 with GAN", method=Method(dmd(GUIDANCE, gan))),
-        arm("f-divergence, JS", method=Method(dmd(GUIDANCE, gan, FDivergence("js")))),
-        arm("PDMD", method=Method(dmd(GUIDANCE, Projection()))),
-        arm(
-            "DP-DMD, rollout",
-            method=Method(dmd(GUIDANCE, FirstStep(DiversitySettings(weight=0.05), GUIDANCE)), inputs="rollout"),
-            controls=(rollout,),
-        ),
-        arm("recipe without DMD2", method=Method(forced(), curated=True)),
+        arm(rollout, Method(dmd(), inputs="rollout")),
+        arm("DMD2, guidance 1.5", Method(dmd(1.5))),
+        arm("DMD2 with GAN", Method(dmd(GUIDANCE, gan))),
+        arm("f-divergence, JS", Method(dmd(GUIDANCE, gan, FDivergence("js"))), "DMD2 with GAN"),
+        arm("PDMD", Method(dmd(GUIDANCE, Projection()))),
+        arm("DP-DMD, rollout", Method(dmd(GUIDANCE, first_step), inputs="rollout"), rollout),
+        arm("recipe without DMD2", Method(forced(), curated=True)),
     ]
 
 

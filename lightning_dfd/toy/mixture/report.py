@@ -29,9 +29,14 @@ class Results:
     def last(self) -> int:
         return max(self.measured)
 
-    def of(self, measure: str, look: int) -> Values:
-        """One value a seed."""
-        return np.array([found[measure] for found in self.measured[look]])
+    def of(self, measure: str, look: int, seeds: Sequence[int] | None = None) -> Values:
+        """One value a seed, of these or all."""
+        found = zip(self.seeds, self.measured[look], strict=True)
+        return np.array([values[measure] for seed, values in found if seeds is None or seed in seeds])
+
+    def shared(self, other: Results) -> list[int]:
+        """The seeds that both have."""
+        return [seed for seed in self.seeds if seed in other.seeds]
 
 
 def read_results(folder: Path) -> dict[str, Results]:
@@ -67,9 +72,11 @@ def difference_cell(differences: Values) -> str:
     return f"**{text}**" if abs(apart) > 3 else text
 
 
-def given_back(arm: Results, look: int, start: Values, measure: str, truth: float) -> Values:
-    """The share of what `start` has lost that the arm gives back: 0 as the start, 1 as the truth, one value a seed."""
-    share: Values = (arm.of(measure, look) - start) / (truth - start)
+def given_back(arm: Results, look: int, other: Results, at: int, measure: str, truth: float) -> Values:
+    """The share of what `other` has lost that the arm gives back: 0 as `other`, 1 as the truth, one value a seed."""
+    seeds = arm.shared(other)
+    start = other.of(measure, at, seeds)
+    share: Values = (arm.of(measure, look, seeds) - start) / (truth - start)
     return share
 
 
@@ -93,11 +100,12 @@ def difference_table(pairs: Sequence[tuple[str, str]], results: dict[str, Result
     rows = []
     for name, other in pairs:
         one, two = results[name], results[other]
-        if one.seeds != two.seeds or len(one.seeds) < 2:
+        seeds = one.shared(two)
+        if len(seeds) < 2:
             continue
         shared = sorted(one.measured.keys() & two.measured.keys())
         for look, at in [(look, look) for look in shared] or [(one.last, two.last)]:
-            differences = [one.of(measure, look) - two.of(measure, at) for measure in Measures._fields]
+            differences = [one.of(name, look, seeds) - two.of(name, at, seeds) for name in Measures._fields]
             rows.append((f"{name}, less {other}", str(look), *map(difference_cell, differences)))
     return table(("arms", "iterations", *Measures._fields), rows)
 
@@ -114,7 +122,7 @@ def recovery_table(arms: Sequence[Arm], results: dict[str, Results]) -> str:
                 other = results[against]
                 at = look if look in other.measured and against == CONTINUED else other.last
                 for measure, goal in goals.items():
-                    cells.append(cell(given_back(mine, look, other.of(measure, at), measure, goal)))
+                    cells.append(cell(given_back(mine, look, other, at, measure, goal)))
             rows.append((arm.name, str(look), *cells))
     back = [f"{name}, of {against}" for against in (BASE, CONTINUED) for name in goals]
     return table(("arm", "iterations", "obey", *back), rows)
