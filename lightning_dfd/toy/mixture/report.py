@@ -61,8 +61,8 @@ def cell(values: Values) -> str:
 
 def errors_apart(differences: Values) -> float:
     """The mean difference in its own standard errors; what the protocol counts is beyond 3."""
-    error = differences.std(ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else np.nan
-    return float(differences.mean() / error)
+    error = differences.std(ddof=1) / np.sqrt(len(differences))
+    return float(differences.mean() / error) if error > 0 else 0.0
 
 
 def difference_cell(differences: Values) -> str:
@@ -96,17 +96,17 @@ def values_table(arms: Sequence[Arm], results: dict[str, Results]) -> str:
 
 
 def difference_table(pairs: Sequence[tuple[str, str]], results: dict[str, Results]) -> str:
-    """The first of each pair less the second, seed by seed, at each look that both have; else at the last of each."""
+    """The first of each pair less the second, seed by seed, at the last look that both have; if none, of each."""
     rows = []
     for name, other in pairs:
         one, two = results[name], results[other]
         seeds = one.shared(two)
         if len(seeds) < 2:
             continue
-        shared = sorted(one.measured.keys() & two.measured.keys())
-        for look, at in [(look, look) for look in shared] or [(one.last, two.last)]:
-            differences = [one.of(name, look, seeds) - two.of(name, at, seeds) for name in Measures._fields]
-            rows.append((f"{name}, less {other}", str(look), *map(difference_cell, differences)))
+        look = max(one.measured.keys() & two.measured.keys(), default=None)
+        at, then = (one.last, two.last) if look is None else (look, look)
+        differences = [one.of(measure, at, seeds) - two.of(measure, then, seeds) for measure in Measures._fields]
+        rows.append((f"{name}, less {other}", str(at), *map(difference_cell, differences)))
     return table(("arms", "iterations", *Measures._fields), rows)
 
 
