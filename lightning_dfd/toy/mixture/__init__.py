@@ -1,0 +1,1 @@
+"""A world of mixtures in eight dimensions, where scores and truth have closed forms: a microscope for methods."""
