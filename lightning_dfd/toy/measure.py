@@ -5,10 +5,12 @@ Axis legend: N clips, F frames, H height, W width, C = 3 colour channels; clips 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from lightning_dfd.toy import world
 
 ERRORS = ("obedience", "readable", "kinds", "strength")  # measures of a report that have standard errors
+MOTION = ("direction", "speed", "lane", "path")  # factors that are read from how a shape moves
 NOTHING = "none"  # the reading where a clip shows no shape, no colour or no motion
 
 
@@ -125,21 +128,33 @@ def read_colour(foreground: NDArray[np.float64]) -> tuple[str, float]:
     return (colour, strength) if likeness(colour) > 0.8 and strength > 0.15 else (NOTHING, math.nan)
 
 
+OFF = 2.5  # pixels, root mean square over frames: a motion that is further from all of the world's is none of them
+
+
+@cache
+def motions() -> dict[tuple[str, str, str, str], NDArray[np.float64]]:
+    """The way from the first frame on of every direction, speed, lane and path, [F, 2] as (x, y), in pixels."""
+    found = {}
+    for values in itertools.product(*(world.FACTORS[factor] for factor in MOTION)):
+        named = dict(zip(MOTION, values, strict=True)) | {"background": "dark"}
+        scene = world.place("square", "red", 1.0, ("red", "square"), named)
+        centres = np.stack(world.path_of(scene, np.linspace(0.0, 1.0, world.FRAMES)), axis=1)
+        found[values[0], values[1], values[2], values[3]] = centres - centres[0]
+    return found
+
+
 def read_motion(centres: NDArray[np.float64]) -> dict[str, str]:
-    """Direction, speed, lane and path of centres [F, 2] as (x, y), in pixels."""
-    moved = centres[-1] - centres[0]
-    direction = max(world.STEP, key=lambda name: float(moved @ np.array(world.STEP[name])))
-    dx, dy = world.STEP[direction]
-    along, right = float(moved @ np.array([dx, dy])), float(moved @ np.array([-dy, dx]))
-    if along < 3.0:
-        return dict.fromkeys(("direction", "speed", "lane", "path"), NOTHING)
-    across = float(centres[0, 1] if dx else centres[0, 0])
-    return {
-        "direction": direction,
-        "speed": nearest(world.TRAVEL, along),
-        "lane": nearest(world.LANES, across),
-        "path": nearest(world.TURN, right),
-    }
+    """Direction, speed, lane and path of centres [F, 2] as (x, y), in pixels: the world's motion that is nearest."""
+    moved = centres - centres[0]
+
+    def distance(values: tuple[str, str, str, str]) -> float:
+        return float(np.sqrt(((moved - motions()[values]) ** 2).sum(axis=1).mean()))
+
+    def lane_of(direction: str) -> str:
+        return nearest(world.LANES, float(centres[0, 1] if world.STEP[direction][0] else centres[0, 0]))
+
+    values = min((key for key in motions() if key[2] == lane_of(key[0])), key=distance)
+    return dict(zip(MOTION, values if distance(values) < OFF else (NOTHING,) * len(MOTION), strict=True))
 
 
 @dataclass(frozen=True)

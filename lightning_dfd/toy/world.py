@@ -43,23 +43,22 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "background": ("dark", "grey", "light"),
     "speed": ("slow", "fast"),
     "lane": ("first", "second"),
-    "path": ("straight", "left turn", "right turn"),
+    "path": ("straight", "curved"),
 }
 SHARES = {  # from typical to rare
     "direction": (0.42, 0.28, 0.18, 0.12),
     "background": (0.5, 0.3, 0.2),
     "speed": (0.64, 0.36),
     "lane": (0.64, 0.36),
-    "path": (0.5, 0.3, 0.2),
+    "path": (0.64, 0.36),
 }
 KINDS = math.prod(len(values) for values in FACTORS.values())  # of clip, for a caption
 
 STEP = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y), y points down
 BACKGROUND_LEVEL = {"dark": 15, "grey": 50, "light": 85}
-TRAVEL = {"slow": 7.0, "fast": 14.0}  # pixels between the first and the last frame
-LANES = {"first": 11.5, "second": 20.5}  # the centre across the motion, in the first frame
+TRAVEL = {"slow": 6.0, "fast": 14.0}  # pixels between the first and the last frame
+LANES = {"first": 11.5, "second": 20.5}  # the centre across the motion, in the first frame; a curve ends in the other
 OUTER = 9.0  # the centre along the motion is so far from an edge in the first frame
-TURN = {"straight": 0.0, "left turn": -4.0, "right turn": 4.0}  # pixels to the right of the motion, in the last frame
 SHAPE_SIZE = 10.0  # root of the area, in pixels
 PIXELS = np.arange(SIZE) + 0.5  # where their middles are
 
@@ -69,8 +68,8 @@ class Scene:
     """Everything that decides one clip.
 
     `shape`, `colour` and `strength` are shown; `told` are the colour and the shape in the caption. `x`, `y` are the
-    centre in the first frame, `travel` the way along the direction, `turn` the way to the right of it, and `size` the
-    root of the area, all in pixels.
+    centre in the first frame, `travel` the way along the direction, `turn` the way across it (to the right
+    or downwards), and `size` the root of the area, all in pixels.
     """
 
     shape: str
@@ -172,9 +171,9 @@ def scene_of(draws: NDArray[np.float64], told: tuple[str, str] | None = None) ->
 def place(shape: str, colour: str, strength: float, told: tuple[str, str], values: Mapping[str, str]) -> Scene:
     """The scene of these `values` of the free factors."""
     direction, lane = values["direction"], LANES[values["lane"]]
+    turn = sum(LANES.values()) - 2 * lane if values["path"] == "curved" else 0.0
     x, y = (lane if step == 0 else OUTER if step > 0 else SIZE - OUTER for step in STEP[direction])
-    travel, turn = TRAVEL[values["speed"]], TURN[values["path"]]
-    return Scene(shape, colour, strength, told, direction, values["background"], x, y, travel, turn)
+    return Scene(shape, colour, strength, told, direction, values["background"], x, y, TRAVEL[values["speed"]], turn)
 
 
 def _pick(of_values: Mapping[str, float], draw: float) -> str:
@@ -213,10 +212,10 @@ def colour_of(name: str, strength: float) -> NDArray[np.float64]:
 
 
 def path_of(scene: Scene, progress: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The centre (x, y) after each share [...] of the way, in pixels. A turn begins along the direction."""
+    """The centre (x, y) after each share [...] of the way, in pixels. A curve begins along the direction."""
     dx, dy = STEP[scene.direction]
-    along, right = scene.travel * np.asarray(progress), scene.turn * np.asarray(progress) ** 2
-    return scene.x + dx * along - dy * right, scene.y + dy * along + dx * right
+    along, across = scene.travel * np.asarray(progress), scene.turn * np.asarray(progress) ** 2
+    return scene.x + dx * along + abs(dy) * across, scene.y + dy * along + abs(dx) * across
 
 
 def render(scene: Scene) -> NDArray[np.uint8]:
