@@ -195,7 +195,7 @@ def test_the_teacher_has_what_a_teacher_has_and_loses_what_a_teacher_loses() -> 
 
 
 def test_a_bound_that_does_not_hold_is_named() -> None:
-    scenes, clips = world.draw_clips(96, seed=2)
+    scenes, clips = world.draw_clips(480, seed=2)
     real = measure.compare_with_world(clips, [scene.caption for scene in scenes])
     broken = broken_bounds([real] * len(WAYS))
     assert [text for text in broken if "guidance 3" in text] == [
