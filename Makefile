@@ -22,11 +22,13 @@ demo: install
 	rm -rf outputs/demo
 	$(BIN)/python -m lightning_dfd.toy.demo --output outputs/demo
 
-# Goes on where it was broken off; delete outputs/study to begin anew.
+# In the exact world, then in the video world. Each goes on where it was broken off; delete its folder to begin anew.
 study: install
+	$(BIN)/python -m lightning_dfd.toy.mixture --output outputs/study_exact
 	$(BIN)/python -m lightning_dfd.toy.study --output outputs/study
 
 study-quick: install
+	$(BIN)/python -m lightning_dfd.toy.mixture --output outputs/study_exact_quick --quick
 	$(BIN)/python -m lightning_dfd.toy.study --output outputs/study_quick --quick
 
 # The contract of every family, and the table of what it measured. The stand-in is for Cosmos' safety checker.

@@ -72,6 +72,7 @@ LEFT_OUT = {
     "python -m tests.faults.kills": "kills for minutes; make kills",
     "python -m benchmarks.memory": "measures for minutes",
     "python -m benchmarks.plan": "measures for minutes",
+    "python -m lightning_dfd.toy.mixture": "runs for an hour; test_mixture.py runs every arm",
     "python -m lightning_dfd.toy.judge_teacher": "ten minutes; test_toy.py judges fewer clips",
     "python -m benchmarks.scaling": "plans for minutes",
     "python -m benchmarks.step": "measures for minutes",
