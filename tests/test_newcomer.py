@@ -110,12 +110,12 @@ FEWER = {
         ("prompts: 4, seeds: [0, 1]", "prompts: 1, seeds: [0], teacher_steps: 2"),
     ],
     "toy_dfd.yaml": [
-        ("max_steps: 600", "max_steps: 6"),
+        ("max_steps: 1200", "max_steps: 6"),
         ("prompts: 12", "prompts: 2"),
         ("seeds: 8", "seeds: 2\n        min_videos: 2\n        teacher_steps: 2"),
         ("prompts: 4, seeds: [0, 1]", "prompts: 1, seeds: [0], teacher_steps: 2"),
     ],
-    "toy_dmd2.yaml": [("max_steps: 2000", "max_steps: 6"), ("batch_size: 8", "batch_size: 4")],
+    "toy_dmd2.yaml": [("max_steps: 800", "max_steps: 6"), ("batch_size: 8", "batch_size: 4")],
     "data_forcing.yaml": [("max_steps: 100", "max_steps: 6")],
 }
 
