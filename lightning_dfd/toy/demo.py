@@ -36,7 +36,7 @@ from lightning_dfd.toy.measure import WorldReport, read_clip, report_of, standar
 from lightning_dfd.types import VideoSize
 
 RECIPES = {"dmd2": "recipes/toy_dmd2.yaml", "dfd": "recipes/toy_dfd.yaml"}
-TITLES = {"teacher": "The teacher", "dmd2": "DMD2", "dfd": "DMD2, then data forcing"}
+TITLES = {"teacher": "The teacher", "dmd2": "DMD2", "dfd": "DMD2 + data forcing"}
 COLOURS = ("#8a8f98", "#d9594c", "#2f7fd1")  # of the bars, in the order of TITLES
 STAGES = {"dmd2": "DMD2", "dfd": "data forcing"}
 CLIPS, CURATED = 480, 480  # to train on; the curated ones are for data forcing
@@ -241,7 +241,7 @@ def banner(shown: Sequence[Shown]) -> bytes:
     """The first screen's videos in one animated GIF, for a README."""
     plates, gap = [], 12
     for one in shown:
-        grid = grid_of(one)[:, ::2, ::2]  # 96 pixels to 48
+        grid = grid_of(one)[:, ::3, ::3]  # each pixel of a clip once
         count, _, width, _ = grid.shape
         plate = Image.new("RGB", (width, 20), "white")
         calls = one.facts["network_calls_per_video"]
