@@ -180,8 +180,8 @@ def test_the_teacher_is_small_and_genuine() -> None:
 
 @pytest.mark.slow(seconds=60)
 def test_the_teacher_has_what_a_teacher_has_and_loses_what_a_teacher_loses() -> None:
-    """Of 96 clips a share has a standard error of up to .05, so obedience is allowed 4 of them. The shipped teacher does
-    not hold two bounds of `judge_teacher` yet (docs/toy.md): paths and pale colours are allowed what it has."""
+    """Of 96 clips a share has a standard error of up to .05, so obedience is allowed 4 of them. The shipped teacher
+    does not hold two bounds of `judge_teacher` yet (docs/toy.md): paths and pale colours are allowed what it has."""
     unguided, guided, few = judge_teacher(TEACHER, clips=96)
     assert 0.6 - 0.2 <= unguided.obedience <= 0.85 + 0.15
     assert max(unguided.worst_gap.values()) <= 0.3
