@@ -234,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--vae-steps", type=int, default=1600)
-    parser.add_argument("--decoder-steps", type=int, default=400)
+    parser.add_argument("--decoder-steps", type=int, default=600)
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--clips", type=int, default=6144, help="training clips")
     parser.add_argument("--judge", type=int, default=600, help="clips sampled in each way at the end")
@@ -256,7 +256,7 @@ def main() -> None:
         train_vae(pipe.vae, draw_loose_clips, args.vae_steps, lr=2e-3)
         # Noise that a transformer of this size leaves should not show in pixels; the latents stay as they are.
         pipe.vae.encoder.requires_grad_(False)
-        train_vae(pipe.vae, draw_clips, args.decoder_steps, lr=1e-3, noise=0.15)
+        train_vae(pipe.vae, draw_clips, args.decoder_steps, lr=1e-3, noise=0.05)
     pipe.vae.eval()
     latents, captions = encode_clips(pipe.vae, args.clips, seed=1)
     pipe.vae.register_to_config(scaling_factor=1.0 / latents.std().item())
