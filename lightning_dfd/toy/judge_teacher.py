@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from lightning_dfd.toy import world
 from lightning_dfd.toy.measure import WorldReport, compare_with_world
+from lightning_dfd.toy.tables import table
 
 TEACHER = Path(__file__).parent / "teacher"
 GUIDANCE = 3.0  # at which the toy recipes distil
@@ -106,22 +107,17 @@ def broken_bounds(reports: Sequence[WorldReport], ways: Sequence[Way] = WAYS) ->
 
 def table_of(reports: Sequence[WorldReport]) -> str:
     """The reports as a Markdown table, the world's own truth in its last row."""
-    lines = [
-        "| | obeys | readable | effective kinds | strength of colour | worst share |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for way, report in zip(WAYS, reports, strict=True):
         factor = max(report.worst_gap, key=lambda name: report.worst_gap[name])
-        lines.append(
-            f"| {way.name} | {100 * report.obedience:.1f} % | {100 * report.readable:.1f} % | {report.kinds:.1f} "
-            f"| {report.strength:.3f} | {factor}, off by {100 * report.worst_gap[factor]:.1f} points |"
-        )
+        worst = f"{factor}, off by {100 * report.worst_gap[factor]:.1f} points"
+        shares = (f"{100 * share:.1f} %" for share in (report.obedience, report.readable))
+        rows.append((way.name, *shares, f"{report.kinds:.1f}", f"{report.strength:.3f}", worst))
+    kinds = f"{world.effective_kinds():.1f}"
     for said, right in (("the world", False), ("its clips whose captions are right", True)):
         obedience = "100 %" if right else f"{100 * world.right_share():.1f} %"
-        lines.append(
-            f"| {said} | {obedience} | 100 % | {world.effective_kinds():.1f} | {world.mean_strength(right):.3f} | |"
-        )
-    return "\n".join(lines)
+        rows.append((said, obedience, "100 %", kinds, f"{world.mean_strength(right):.3f}", ""))
+    return table(("", "obeys", "readable", "effective kinds", "strength of colour", "worst share"), rows)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 import transformers
 from lightning.pytorch.callbacks import Callback
@@ -34,7 +35,7 @@ from lightning_dfd.data import VideoDataModule, list_clips, write_cache
 from lightning_dfd.evaluation.generation import generate_videos, requests_for
 from lightning_dfd.evaluation.metrics import VideoSuite
 from lightning_dfd.evaluation.pictures import to_frames
-from lightning_dfd.files import replacing
+from lightning_dfd.files import write_text
 from lightning_dfd.toy import world
 from lightning_dfd.toy.dataset import write_world
 from lightning_dfd.toy.features import WorldReadings
@@ -183,8 +184,7 @@ def write_result(
 ) -> None:
     """The file that says that this arm is done with this seed; it appears only when it is complete."""
     record = {"arm": name, "group": group, "seed": seed, "iterations": iterations, "measured": measured}
-    with replacing(result_of(folder, name, seed)) as temporary:
-        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_text(result_of(folder, name, seed), json.dumps(record, indent=1))
 
 
 # ---- measures -------------------------------------------------------------------------------------------------
@@ -260,9 +260,7 @@ def captioned_videos(each: int, seed: int, right: bool) -> tuple[Tensor, list[st
     for scene in world.draw_scenes(8 * each * len(world.CAPTIONS), seed, right):
         found[scene.caption].append(scene)
     scenes = [scene for of_caption in found.values() for scene in of_caption[:each]]
-    return to_model(torch.stack([torch.from_numpy(world.render(scene)) for scene in scenes]).numpy()), [
-        scene.caption for scene in scenes
-    ]
+    return to_model(np.stack([world.render(scene) for scene in scenes])), [scene.caption for scene in scenes]
 
 
 def run_study(folder: Path, scale: Scale, arms: Sequence[Arm], workers: int) -> None:

@@ -14,9 +14,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_dfd.files import write_text
 from lightning_dfd.toy import world
 from lightning_dfd.toy.judge_teacher import GUIDANCE
 from lightning_dfd.toy.study_arms import Arm, all_arms
+from lightning_dfd.toy.tables import table
 
 COLUMNS = {  # heading -> name of the measure
     "kinds": "kinds",
@@ -83,19 +85,14 @@ def standard_error(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
-def table(rows: Sequence[tuple[str, Sequence[str]]], headings: Sequence[str]) -> str:
-    lines = ["| " + " | ".join(("arm", *headings)) + " |", "|---" * (len(headings) + 1) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join((name, *cells)) + " |" for name, cells in rows)])
-
-
 def group_table(arms: Sequence[Results]) -> str:
     """Every arm after every number of iterations at which it was measured."""
     rows = [
-        (f"{arm.name}, {look}" if look else arm.name, [cell(arm.of(name, look)) for name in COLUMNS.values()])
+        (f"{arm.name}, {look}" if look else arm.name, *(cell(arm.of(name, look)) for name in COLUMNS.values()))
         for arm in arms
         for look in sorted(arm.measured)
     ]
-    return table(rows, list(COLUMNS))
+    return table(("arm", *COLUMNS), rows)
 
 
 def counts(differences: NDArray[np.float64]) -> bool:
@@ -116,8 +113,8 @@ def difference_table(pairs: Sequence[tuple[Results, Results]]) -> str:
             for name in COLUMNS.values():
                 differences = arm.of(name, look) - reference.of(name, of_reference)
                 cells.append(f"**{cell(differences)}**" if counts(differences) else cell(differences))
-            rows.append((f"{arm.name}, {look}, less {reference.name}", cells))
-    return table(rows, list(COLUMNS))
+            rows.append((f"{arm.name}, {look}, less {reference.name}", *cells))
+    return table(("arm", *COLUMNS), rows)
 
 
 def given_back(arm: Results, look: int, base: Results, teacher: Results) -> tuple[float, float]:
@@ -137,9 +134,9 @@ def given_back_table(arms: Sequence[Results], base: Results, teacher: Results) -
         for look in sorted(arm.measured):
             kinds, colour = given_back(arm, look, base, teacher)
             rows.append(
-                (f"{arm.name}, {look}", [f"{kinds:.2f}", f"{colour:.2f}", f"{arm.of('obedience', look).mean():.3f}"])
+                (f"{arm.name}, {look}", f"{kinds:.2f}", f"{colour:.2f}", f"{arm.of('obedience', look).mean():.3f}")
             )
-    return table(rows, ("of the lost kinds", "of the excess of colour", "obedience"))
+    return table(("arm", "of the lost kinds", "of the excess of colour", "obedience"), rows)
 
 
 def scatter(arms: Sequence[Results], path: Path, title: str) -> None:
@@ -211,10 +208,9 @@ def group_parts(folder: Path, group: str, results: dict[str, Results], arms: dic
     slug = group.replace(" ", "_")
     if teacher is not None:
         parts += ["Given back of what DMD2 lost against the guided teacher:", given_back_table(found, base, teacher)]
-    controls = {"going on with DMD2": [arm for arm in found if arm.name.startswith("continued")][:1]}
-    for said, references in controls.items():
-        pairs = [(arm, reference) for reference in references for arm in found if arm is not reference]
-        parts += [f"Less {said}, seed by seed; bold is what counts:", difference_table(pairs)]
+    continued = [arm for arm in found if arm.name.startswith("continued")]
+    pairs = [(arm, reference) for reference in continued for arm in found if arm is not reference]
+    parts += ["Less going on with DMD2, seed by seed; bold is what counts:", difference_table(pairs)]
     own = [
         (arm, results[str(arms[arm.name].control)])
         for arm in found
@@ -238,4 +234,4 @@ def write_report(folder: Path, order: Sequence[str]) -> None:
     ]
     for group in GROUPS:
         parts += group_parts(folder, group, results, arms)
-    (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_text(folder / "report.md", "\n\n".join(parts) + "\n")

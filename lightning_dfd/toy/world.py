@@ -145,16 +145,11 @@ def mean_strength(right: bool) -> float:
     return low + wide * (pale / 2 + (vivid - pale) / 3) / ((pale + vivid) / 2)
 
 
-def draw_scene(rng: np.random.Generator, told: tuple[str, str] | None = None) -> Scene:
-    """One scene; its caption is drawn evenly where `told`, a colour and a shape, is None."""
-    return scene_of(rng.random(9), told)
-
-
-def scene_of(draws: NDArray[np.float64], told: tuple[str, str] | None = None) -> Scene:
+def scene_of(draws: NDArray[np.float64]) -> Scene:
     """The scene that nine even draws in [0, 1) decide, [9]."""
     which, strength, mistake, other, *factors = (float(draw) for draw in draws)
-    colour, shape = told or TOLD[CAPTIONS[int(which * len(CAPTIONS))]]
-    of_caption = shares(caption(colour, shape))
+    text = CAPTIONS[int(which * len(CAPTIONS))]
+    (colour, shape), of_caption = TOLD[text], shares(text)
     values = {name: _pick(of_caption[name], draw) for name, draw in zip(FACTORS, factors, strict=True)}
     strength = STRENGTH[0] + strength * (STRENGTH[1] - STRENGTH[0])
     shown_colour, shown_shape = colour, shape
@@ -229,7 +224,7 @@ def draw_scenes(n: int, seed: int, right: bool = False) -> Iterator[Scene]:
     """`n` scenes, one at a time; with `right` only such whose captions are right. The same seed gives the same."""
     rng = np.random.default_rng(seed)
     while n:
-        scene = draw_scene(rng)
+        scene = scene_of(rng.random(9))
         if scene.obeys or not right:
             n -= 1
             yield scene

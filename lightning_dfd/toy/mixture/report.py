@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lightning_dfd.files import write_text
 from lightning_dfd.toy.mixture.arms import BASE, CONTINUED, GROUPS, TRUTH, Arm
 from lightning_dfd.toy.mixture.world import Measures
+from lightning_dfd.toy.tables import table
 
 Values = NDArray[np.float64]  # one a seed
 
@@ -78,11 +79,6 @@ def given_back(arm: Results, look: int, other: Results, at: int, measure: str, t
     start = other.of(measure, at, seeds)
     share: Values = (arm.of(measure, look, seeds) - start) / (truth - start)
     return share
-
-
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def values_table(arms: Sequence[Arm], results: dict[str, Results]) -> str:
